@@ -23,49 +23,65 @@ class Builder {
         copies_(static_cast<size_t>(q.experts) * static_cast<size_t>(stride_), 0),
         replicas_(static_cast<size_t>(q.experts), 0) {}
 
-  // Keeps the incumbent's pairs that fit, an expert's last replica before a surplus one.
+  // Keeps the incumbent's pairs that fit: first one for every expert that can have one, then the hottest others.
   void keep(const std::vector<std::vector<int32_t>>& by_gpu) {
-    // Over-full GPUs (fewer slots than before) must drop something: first drop what lives elsewhere too.
-    std::vector<int32_t> alive(static_cast<size_t>(q_.experts), 0);
-    for (const auto& list : by_gpu) {
-      for (int32_t e : list) ++alive[static_cast<size_t>(e)];
+    keeper_.assign(static_cast<size_t>(q_.experts), -1);
+    kept_.assign(static_cast<size_t>(q_.gpus), {});
+    for (int32_t e = 0; e < q_.experts; ++e) {
+      visited_.assign(static_cast<size_t>(q_.gpus), 0);
+      find_keeper(e, by_gpu);
+    }
+    for (int32_t e = 0; e < q_.experts; ++e) {
+      if (keeper_[static_cast<size_t>(e)] >= 0) put(e, keeper_[static_cast<size_t>(e)]);
     }
     for (int32_t g = 0; g < q_.gpus; ++g) {
-      std::vector<int32_t> list = by_gpu[static_cast<size_t>(g)];
-      while (static_cast<int32_t>(list.size()) > q_.slots) {
-        const auto surplus = std::max_element(list.begin(), list.end(), [&](int32_t a, int32_t b) {
-          const int32_t na = alive[static_cast<size_t>(a)], nb = alive[static_cast<size_t>(b)];
-          if (na != nb) return na < nb;
-          const int64_t ha = heat_[static_cast<size_t>(a)], hb = heat_[static_cast<size_t>(b)];
-          return ha != hb ? ha > hb : a < b;
-        });
-        --alive[static_cast<size_t>(*surplus)];
-        list.erase(surplus);
-      }
-      for (int32_t e : list) put(e, g);
+      std::vector<int32_t> others = by_gpu[static_cast<size_t>(g)];
+      for (int32_t e : kept_[static_cast<size_t>(g)]) others.erase(std::find(others.begin(), others.end(), e));
+      std::stable_sort(others.begin(), others.end(), [&](int32_t a, int32_t b) {
+        return heat_[static_cast<size_t>(a)] > heat_[static_cast<size_t>(b)];
+      });
+      for (size_t n = 0; n < others.size() && used_[static_cast<size_t>(g)] < q_.slots; ++n) put(others[n], g);
     }
   }
 
-  // Gives every expert without a replica a slot, and fills the empty ones. Returns the new pairs.
-  int32_t make_whole() {
-    int32_t forced = 0;
+  // Gives every expert without a replica a slot, and fills the empty ones.
+  void make_whole() {
     for (int32_t e = 0; e < q_.experts; ++e) {
       if (replicas_[static_cast<size_t>(e)] > 0) continue;
-      ++forced;
       if (!put_in_empty_slot(e)) put_over_surplus(e);
     }
     for (int32_t g = 0; g < q_.gpus; ++g) {
-      while (used_[static_cast<size_t>(g)] < q_.slots) {
-        put(hottest_for(g), g);
-        ++forced;
-      }
+      while (used_[static_cast<size_t>(g)] < q_.slots) put(hottest_for(g), g);
     }
-    return forced;
   }
 
   const std::vector<int32_t>& start() const { return start_; }
 
  private:
+  // An augmenting path of bipartite matching, experts to GPUs of `slots` places each, so that where GPUs must drop pairs
+  // (fewer slots than before) as many experts as possible keep one.
+  bool find_keeper(int32_t e, const std::vector<std::vector<int32_t>>& by_gpu) {
+    for (int32_t g = 0; g < q_.gpus; ++g) {
+      const auto& held = by_gpu[static_cast<size_t>(g)];
+      if (visited_[static_cast<size_t>(g)] || std::find(held.begin(), held.end(), e) == held.end()) continue;
+      visited_[static_cast<size_t>(g)] = 1;
+      auto& kept = kept_[static_cast<size_t>(g)];
+      if (static_cast<int32_t>(kept.size()) < q_.slots) {
+        kept.push_back(e);
+        keeper_[static_cast<size_t>(e)] = g;
+        return true;
+      }
+      for (int32_t& other : kept) {
+        const int32_t moving = other;
+        if (!find_keeper(moving, by_gpu)) continue;
+        other = e;
+        keeper_[static_cast<size_t>(e)] = g;
+        return true;
+      }
+    }
+    return false;
+  }
+
   size_t cell(int32_t e, int32_t g) const { return static_cast<size_t>(e) * static_cast<size_t>(stride_) + static_cast<size_t>(g); }
 
   void put(int32_t e, int32_t g) {
@@ -109,8 +125,10 @@ class Builder {
     ++replicas_[static_cast<size_t>(e)];
   }
 
+  // The hottest expert that may still come to g; where duplicates are allowed one that g holds already is no transfer.
   int32_t hottest_for(int32_t g) const {
     int32_t best = -1;
+    if (q_.allow_duplicates && used_[static_cast<size_t>(g)] > 0) return start_[static_cast<size_t>(g) * static_cast<size_t>(q_.slots)];
     for (int32_t e = 0; e < q_.experts; ++e) {
       if (!q_.allow_duplicates && copies_[cell(e, g)] > 0) continue;
       if (best < 0 || heat_[static_cast<size_t>(e)] / replicas_[static_cast<size_t>(e)] >
@@ -128,9 +146,26 @@ class Builder {
   std::vector<int32_t> used_;
   std::vector<uint8_t> copies_;
   std::vector<int32_t> replicas_;
+  // The matching: each expert's GPU (-1: none yet), and the experts each GPU keeps for it.
+  std::vector<int32_t> keeper_;
+  std::vector<std::vector<int32_t>> kept_;
+  std::vector<char> visited_;
 };
 
 }  // namespace
+
+int64_t count_new_pairs(const Quantised& q, const Incumbent& incumbent, const int32_t* placement) {
+  const size_t stride = static_cast<size_t>(spec::padded_gpus(q.gpus));
+  int64_t count = 0;
+  for (int32_t g = 0; g < q.gpus; ++g) {
+    const int32_t* row = placement + static_cast<size_t>(g) * static_cast<size_t>(q.slots);
+    for (int32_t k = 0; k < q.slots; ++k) {
+      if (incumbent.held[static_cast<size_t>(row[k]) * stride + static_cast<size_t>(g)] > 0) continue;
+      count += std::find(row, row + k, row[k]) == row + k;  // a second copy on the GPU is no second transfer
+    }
+  }
+  return count;
+}
 
 void check_incumbent(const ProblemInput& in) {
   if (in.incumbent == nullptr) return;
@@ -170,8 +205,9 @@ Incumbent read_incumbent(const ProblemInput& in, const Quantised& q, int32_t lay
   }
   Builder builder(q, heat);
   builder.keep(by_gpu);
-  result.forced = builder.make_whole();
+  builder.make_whole();
   result.start = builder.start();
+  result.forced = static_cast<int32_t>(count_new_pairs(q, result, result.start.data()));
   return result;
 }
 

@@ -12,8 +12,11 @@ namespace gimbal {
 struct Incumbent {
   std::vector<uint8_t> held;   // [experts][stride]: copies the incumbent has on each live GPU
   std::vector<int32_t> start;  // [gpus][slots]: a valid placement nearest to the incumbent
-  int32_t forced = 0;          // new pairs in `start`: no plan that keeps every expert alive could do without them
+  int32_t forced = 0;          // new pairs in `start`: no whole placement has fewer
 };
+
+// Distinct (expert, GPU) pairs of a placement [gpus][slots] that the incumbent lacks.
+int64_t count_new_pairs(const Quantised& problem, const Incumbent& incumbent, const int32_t* placement);
 
 // Checks every layer's entries. Throws Error that names the slot.
 void check_incumbent(const ProblemInput& input);

@@ -42,6 +42,7 @@ struct WalkTask {
   const int32_t* start = nullptr;  // [gpus][slots]; null: construct by the walker's variant
   int32_t walker = 0;
   uint64_t key = 0;
+  spec::Temper temper;
   int64_t total_steps = 0;
   int32_t frontier = 0;  // with a budget: numbers of migrations to keep the best placement for
   // With a budget: the extra price of a new pair falls from `dearest` to `cheapest` over the walk.

@@ -97,10 +97,13 @@ BudgetShare share_budget(const std::vector<std::vector<FrontierPoint>>& layers, 
         if (best.layer < 0 || better(s, best)) best = s;
       }
     }
-    if (best.layer < 0) return share;
+    if (best.layer < 0) break;
     left -= best.migrations;
     share.choice[static_cast<size_t>(best.layer)] = best.to;
   }
+  const bool any_closed = std::find(closed.begin(), closed.end(), 1) != closed.end();
+  if (left > 0 && !any_closed) share.price = 0;  // more budget would change nothing
+  return share;
 }
 
 }  // namespace gimbal

@@ -18,7 +18,7 @@ void keep_efficient(std::vector<FrontierPoint>* points);
 
 struct BudgetShare {
   std::vector<int32_t> choice;  // [layers]: index into the layer's points
-  int64_t price = 0;            // J gained by the last migration taken: the budget's multiplier
+  int64_t price = 0;            // J gained by the last migration taken: the budget's multiplier; 0 where some is left over
 };
 
 // One point a layer with the sum of migrations within `budget` and the sum of J as small as steps along the layers' lower

@@ -35,16 +35,23 @@ struct EffortPreset {
   int32_t bound_iterations;
 };
 
-EffortPreset preset(Effort effort) {
+// Small layers are cheap to walk and rugged to search: they get more walkers, of more kinds, for the same effort.
+EffortPreset preset(Effort effort, int64_t cells) {
+  constexpr int64_t kCellsPerWalker = 384;
+  const int32_t more = static_cast<int32_t>(std::clamp<int64_t>(kCellsPerWalker / cells, 1, 48));
   switch (effort) {
     case Effort::kFast:
-      return {1, 2, 4};
+      return {cells < 128 ? more : 1, 1, 4};
     case Effort::kBalanced:
-      return {2, 16, 30};
+      return {more, 16, 30};
     default:
-      return {8, 64, 200};
+      return {4 * more, 128, 200};
   }
 }
+
+// A budgeted plan is a harder search: its rounds are cut into phases that agree on a price in between, with more walkers.
+constexpr int32_t kBudgetPhases = 8;
+constexpr int32_t kBudgetWalkers = 4;
 
 double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
@@ -110,12 +117,17 @@ class Planning {
     check_incumbent(input);
     pattern_ = find_pattern(q_);
     ws_.threads.resize(threads_wanted(options));
-    const EffortPreset p = preset(options.effort);
+    const EffortPreset p = preset(options.effort, int64_t{q_.gpus} * q_.slots);
     walkers_ = options.walkers > 0 ? options.walkers : p.walkers;
     rounds_ = options.rounds > 0 ? options.rounds : p.rounds;
     bound_iterations_ = p.bound_iterations;
     budgeted_ = input.incumbent != nullptr && q_.migration_budget >= 0 &&
                 q_.migration_budget < int64_t{q_.layers} * q_.gpus * q_.slots;
+    if (budgeted_) {
+      if (options.rounds == 0) rounds_ = std::max(rounds_, kBudgetPhases);
+      if (options.walkers == 0 && options.effort != Effort::kFast) walkers_ *= kBudgetWalkers;
+      phases_ = std::min(kBudgetPhases, rounds_);
+    }
   }
 
   static int32_t threads_wanted(const SolveOptions& options) {
@@ -131,7 +143,7 @@ class Planning {
     const bool together = budgeted_ || options_.time_limit_ms > 0;
     const int32_t batch = together ? q_.layers : std::min(q_.layers, std::max(8, 4 * ws_.threads.count()));
     if (static_cast<int32_t>(ws_.jobs.size()) < batch) ws_.jobs.resize(static_cast<size_t>(batch));
-    total_work_ = int64_t{q_.layers} * walks_per_layer() * (budgeted_ ? 2 : 1);
+    total_work_ = int64_t{q_.layers} * walks_per_layer() * phases_;
     for (int32_t first = 0; first < q_.layers; first += batch) {
       run_batch(first, std::min(batch, q_.layers - first));
     }
@@ -175,12 +187,14 @@ class Planning {
     walk(count);
     ws_.threads.parallel_for(count, [&](int64_t n) { collect(&job(static_cast<int32_t>(n))); });
     if (budgeted_) {
-      // First a sweep over prices found each layer's curve; now every layer digs around its share of the budget.
+      // The first phase's sweep over prices found each layer's curve; now every layer digs around its share of the budget.
       choose_within_budget(count);
-      ws_.threads.parallel_for(count, [&](int64_t n) { prepare_second_walk(&job(static_cast<int32_t>(n))); });
-      walk(count);
-      ws_.threads.parallel_for(count, [&](int64_t n) { collect(&job(static_cast<int32_t>(n))); });
-      choose_within_budget(count);
+      for (phase_ = 1; phase_ < phases_; ++phase_) {
+        ws_.threads.parallel_for(count, [&](int64_t n) { prepare_phase(&job(static_cast<int32_t>(n))); });
+        walk(count);
+        ws_.threads.parallel_for(count, [&](int64_t n) { collect(&job(static_cast<int32_t>(n))); });
+        choose_within_budget(count);
+      }
     }
     ws_.threads.parallel_for(count, [&](int64_t n) {
       poll();
@@ -215,23 +229,23 @@ class Planning {
     for (int32_t w = 0; w < walks_per_layer(); ++w) {
       WalkTask& walk = job->walks[static_cast<size_t>(w)];
       const bool from_incumbent = has_incumbent && (budgeted_ || w == walkers_);
-      begin_walk(*job, w, steps(rounds_), &walk);
+      begin_walk(*job, w, &walk);
       walk.start = from_incumbent ? job->incumbent.start.data() : nullptr;
       if (budgeted_) {
         // From a price at which nothing moves down to one at which anything may.
         const int64_t scale = std::min<int64_t>(worth(*job), int64_t{1} << spec::kSearchBits);
-        walk.dearest = static_cast<int32_t>(scale >> 4);
-        walk.cheapest = static_cast<int32_t>(scale >> 15);
-        walk.total_steps = steps((rounds_ + 1) / 2);
+        walk.dearest = static_cast<int32_t>(scale >> 5);
+        walk.cheapest = static_cast<int32_t>(scale >> 12);
       }
     }
   }
 
-  void begin_walk(const LayerJob& job, int32_t walker, int64_t total, WalkTask* walk) const {
+  void begin_walk(const LayerJob& job, int32_t walker, WalkTask* walk) const {
     walk->tables = &job.tables;
     walk->walker = walker;
     walk->key = spec::stream_key(options_.seed, job.layer, walker);
-    walk->total_steps = total;
+    walk->temper = budgeted_ ? spec::budget_temper() : spec::walker_temper(walker);
+    walk->total_steps = steps(rounds_in_phase());
     walk->steps_done = -1;
     walk->best_value = 0;
     walk->dearest = walk->cheapest = 0;
@@ -248,15 +262,23 @@ class Planning {
   // The incumbent's objective in search units.
   int64_t worth(const LayerJob& job) const { return job.points.front().objective >> job.tables.scale.shift; }
 
-  void prepare_second_walk(LayerJob* job) {
+  // From the layer's choice on, at prices around the one that the budget has shown.
+  void prepare_phase(LayerJob* job) {
+    const int64_t most = int64_t{1} << spec::kSearchBits;
     const int64_t price = std::max<int64_t>(budget_price_ >> job->tables.scale.shift, 1);
     for (int32_t w = 0; w < walkers_; ++w) {
       WalkTask& walk = job->walks[static_cast<size_t>(w)];
-      begin_walk(*job, w + walkers_, steps(rounds_ - (rounds_ + 1) / 2), &walk);
+      begin_walk(*job, w + phase_ * walkers_, &walk);
       walk.start = job->placements[static_cast<size_t>(job->chosen)].data();
-      walk.dearest = static_cast<int32_t>(std::min<int64_t>(2 * price, int64_t{1} << spec::kSearchBits));
-      walk.cheapest = static_cast<int32_t>(std::min<int64_t>(price / 2, int64_t{1} << spec::kSearchBits));
+      walk.dearest = static_cast<int32_t>(std::min(2 * price, most));
+      walk.cheapest = static_cast<int32_t>(std::min(price / 2, most));
     }
+  }
+
+  // The walk's rounds, cut into phases.
+  int32_t rounds_in_phase() const {
+    const int64_t rounds = rounds_;
+    return static_cast<int32_t>(rounds * (phase_ + 1) / phases_ - rounds * phase_ / phases_);
   }
 
   void walk(int32_t count) {
@@ -272,12 +294,12 @@ class Planning {
     const int64_t all = tasks.empty() ? 0 : tasks.front()->total_steps;
     if (options_.time_limit_ms <= 0) {
       if (!backend_.walk(tasks, all, ws_.threads, options_.cancel, on_task)) poll();
-      rounds_run_ = rounds_;
+      rounds_run_ = phase_ == 0 ? rounds_in_phase() : rounds_run_ + rounds_in_phase();
       return;
     }
     // Round by round, so that every layer has had as many when the time is up. At least one round always runs.
     const int64_t per_round = spec::steps_per_round(q_.gpus);
-    const double share = budgeted_ && rounds_run_ == 0 ? 0.5 : 1.0;
+    const double share = (phase_ + 1.0) / phases_;
     for (int64_t until = per_round;; until += per_round) {
       const bool last = until >= all;
       if (!backend_.walk(tasks, until, ws_.threads, options_.cancel, last ? on_task : std::function<void()>())) poll();
@@ -289,27 +311,13 @@ class Planning {
   void add_placement(LayerJob* job, const std::vector<int32_t>& placement) {
     spec::FineTerms terms;
     backend_.evaluate(job->tables, placement.data(), 1, 0, &terms);
-    terms.migrations = count_new_pairs(*job, placement.data());
+    if (in_.incumbent != nullptr) terms.migrations = count_new_pairs(q_, job->incumbent, placement.data());
     FrontierPoint point;
     point.migrations = terms.migrations - job->incumbent.forced;
     point.objective = spec::fine_objective(q_.weights, terms);
     point.id = static_cast<int32_t>(job->placements.size());
     job->points.push_back(point);
     job->placements.push_back(placement);
-  }
-
-  int64_t count_new_pairs(const LayerJob& job, const int32_t* placement) const {
-    if (in_.incumbent == nullptr) return 0;
-    int64_t count = 0;
-    const size_t stride = static_cast<size_t>(job.tables.view.stride);
-    for (int32_t g = 0; g < q_.gpus; ++g) {
-      const int32_t* row = placement + static_cast<size_t>(g) * static_cast<size_t>(q_.slots);
-      for (int32_t k = 0; k < q_.slots; ++k) {
-        if (job.incumbent.held[static_cast<size_t>(row[k]) * stride + static_cast<size_t>(g)] > 0) continue;
-        count += std::find(row, row + k, row[k]) == row + k;  // a second copy on the GPU is no second transfer
-      }
-    }
-    return count;
   }
 
   // Takes what the walks found; each with its exact cost.
@@ -350,6 +358,9 @@ class Planning {
       job(n).chosen = job(n).points[static_cast<size_t>(share.choice[static_cast<size_t>(n)])].id;
     }
     budget_price_ = share.price;
+    // Any price proves a bound; this one also keeps its sums in 64 bits.
+    const int64_t pairs = int64_t{q_.layers} * (int64_t{q_.experts} + int64_t{q_.gpus} * q_.slots) + q_.migration_budget;
+    dual_price_ = std::min(budget_price_, (int64_t{1} << 60) / pairs);
   }
 
   // Writes the chosen placement in the caller's GPU ids, audits it, and proves its bound.
@@ -414,9 +425,9 @@ class Planning {
     if (budgeted_) {
       // sum over layers of min (J + price * migrations) - price * budget bounds the sum for every price >= 0.
       const int64_t with_price =
-          backend_.bound(job.tables, q_.weights, q_.weights.migration + budget_price_, bound_iterations_);
+          backend_.bound(job.tables, q_.weights, q_.weights.migration + dual_price_, bound_iterations_);
       std::lock_guard<std::mutex> lock(dual_mutex_);
-      dual_bound_ += with_price - budget_price_ * r.forced_migrations;
+      dual_bound_ += with_price - dual_price_ * r.forced_migrations;
     }
   }
 
@@ -433,7 +444,7 @@ class Planning {
       plan_.forced_migrations += r.forced_migrations;
     }
     if (budgeted_) {
-      const double dual = static_cast<double>(dual_bound_ - budget_price_ * q_.migration_budget) * q_.objective_unit_ns;
+      const double dual = static_cast<double>(dual_bound_ - dual_price_ * q_.migration_budget) * q_.objective_unit_ns;
       plan_.lower_bound_ns = std::min(std::max(plan_.lower_bound_ns, dual), plan_.objective_ns);
     }
     plan_.gap = gap(plan_.objective_ns, plan_.lower_bound_ns);
@@ -457,7 +468,10 @@ class Planning {
   int32_t rounds_run_ = 0;
   int32_t bound_iterations_ = 0;
   bool budgeted_ = false;
+  int32_t phases_ = 1;
+  int32_t phase_ = 0;
   int64_t budget_price_ = 0;
+  int64_t dual_price_ = 0;
   std::mutex dual_mutex_;
   int64_t dual_bound_ = 0;
   std::atomic<int64_t> work_done_{0};
@@ -513,19 +527,6 @@ struct FirstFault {
   }
 };
 
-int64_t new_pairs(const Quantised& q, const Incumbent& incumbent, const int32_t* live) {
-  int64_t count = 0;
-  const size_t stride = static_cast<size_t>(spec::padded_gpus(q.gpus));
-  for (int32_t g = 0; g < q.gpus; ++g) {
-    const int32_t* row = live + static_cast<size_t>(g) * static_cast<size_t>(q.slots);
-    for (int32_t k = 0; k < q.slots; ++k) {
-      if (incumbent.held[static_cast<size_t>(row[k]) * stride + static_cast<size_t>(g)] > 0) continue;
-      count += std::find(row, row + k, row[k]) == row + k;
-    }
-  }
-  return count;
-}
-
 }  // namespace
 
 Plan plan_placement(const ProblemInput& problem, const SolveOptions& options, Workspace& workspace) {
@@ -579,7 +580,7 @@ Evaluation evaluate_placements(const ProblemInput& problem, const int32_t* candi
       }
       spec::FineTerms terms;
       backend.evaluate(tables, live.data(), 1, 0, &terms);
-      if (problem.incumbent != nullptr) terms.migrations = new_pairs(q, incumbent, live.data());
+      if (problem.incumbent != nullptr) terms.migrations = count_new_pairs(q, incumbent, live.data());
       const size_t at = static_cast<size_t>(c * q.layers + layer);
       out.objective_ns[at] = static_cast<double>(spec::fine_objective(q.weights, terms)) * q.objective_unit_ns;
       out.load_max_ns[at] = static_cast<double>(terms.load_max) * q.cost_unit_ns;

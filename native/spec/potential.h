@@ -1,4 +1,4 @@
-// The convex potential that guides the search where the objective's maximum is flat.
+// What steers a walk besides the objective: a convex potential where the maximum is flat, and the temper of each walker.
 #pragma once
 
 #include "units.h"
@@ -28,6 +28,19 @@ GIMBAL_SPEC Potential potential_for(i64 total, i32 gpus) {
   p.shift = shift;
   return p;
 }
+
+// How a walk differs from the plainest one, in powers of two.
+struct Temper {
+  i32 relaxed_octaves = 0;    // how much less it relies on the potential
+  i32 hot_octaves = 0;        // how much hotter it starts
+  bool below_price = false;   // never hotter than half the price of a migration
+};
+
+// The first walker of a layer is the plainest; its fellows trust the potential less and start hotter.
+GIMBAL_SPEC Temper walker_temper(i32 walker) { return {2 * (walker & 3), walker & 3, false}; }
+
+// With a budget every migration must pay by the objective alone, or the potential would spend it.
+GIMBAL_SPEC Temper budget_temper() { return {6, 0, true}; }
 
 }  // namespace spec
 }  // namespace gimbal

@@ -19,15 +19,18 @@
 namespace gimbal {
 namespace spec {
 
-// The walk's length in steps is rounds * steps_per_round: in a round every GPU is the focus about once.
+// The walk's length in steps is rounds * steps_per_round: half of a round goes to the busiest GPUs, and in the other half
+// every GPU is the focus about once.
 // Whole temperatures, so that a walk may pause after any round and go on as if it had not.
 constexpr i32 kLeastStepsPerRound = 32;
-GIMBAL_SPEC i32 steps_per_round(i32 gpus) { return (max_of(gpus, kLeastStepsPerRound) + 7) / 8 * 8; }
+GIMBAL_SPEC i32 steps_per_round(i32 gpus) { return (max_of(2 * gpus, kLeastStepsPerRound) + 7) / 8 * 8; }
 
-// The temperature falls from 2^-9 to 2^-17 of the objective, renewed every few steps.
-constexpr i32 kHotShift = 9;
+// The temperature starts near what moving one slot's share changes, a fraction of the objective that falls with the square
+// of the slots on a GPU, and falls by 2^8; it is renewed every few steps.
+constexpr i32 kHotDivisor = 6;
 constexpr i32 kCoolingOctaves = 8;
 constexpr i32 kStepsPerTemperature = 8;
+constexpr i32 kFadingOctave = 6;
 // Experts looked at in place of a redundant replica, one step in four.
 constexpr i32 kReplaceEvery = 4;
 // `nearest`: changes of replicated experts tried in a step; each costs O(sources).
@@ -36,8 +39,8 @@ constexpr i32 kNearestProbes = 6;
 template <class Team>
 class Search {
  public:
-  GIMBAL_SPEC Search(Team& team, const LayerView& view, const Walker& walker, u64 key)
-      : team_(team), v_(view), w_(walker), key_(key), price_(view.price) {}
+  GIMBAL_SPEC Search(Team& team, const LayerView& view, const Walker& walker, u64 key, Temper temper)
+      : team_(team), v_(view), w_(walker), key_(key), temper_(temper), price_(view.price) {}
 
   // Takes the placement in w.expert, which becomes the best so far.
   GIMBAL_SPEC void start(Potential* load_potential, Potential* comm_potential) {
@@ -46,6 +49,8 @@ class Search {
     comm_potential_ = v_.comm_term == CommTerm::kAbsent ? Potential() : potential_for(sum_of(w_.gpu_comm), v_.gpus);
     *load_potential = load_potential_;
     *comm_potential = comm_potential_;
+    load_base_shift_ = load_potential_.shift;
+    comm_base_shift_ = comm_potential_.shift;
     best_value_ = value_;
     keep(w_.best_expert);
     record_frontier();
@@ -56,6 +61,8 @@ class Search {
     take_over();
     load_potential_ = load_potential;
     comm_potential_ = comm_potential;
+    load_base_shift_ = load_potential_.shift;
+    comm_base_shift_ = comm_potential_.shift;
     best_value_ = best_value;
   }
 
@@ -224,14 +231,27 @@ class Search {
 
   GIMBAL_SPEC void cool(i64 step, i64 total) {
     const i64 octaves_q16 = total > 0 ? step * (i64{kCoolingOctaves} << 16) / total : 0;
-    const i64 hot = max_of<i64>(value_, 0) >> (kHotShift + (octaves_q16 >> 16));
-    const i64 temperature = min_of<i64>(hot - ((hot * (octaves_q16 & 0xFFFF)) >> 17), (i64{1} << kSearchBits) >> 6);
+    const i64 hottest =
+        (max_of<i64>(value_, 0) << temper_.hot_octaves) / (i64{kHotDivisor} * v_.slots * v_.slots);
+    const i32 octave = static_cast<i32>(octaves_q16 >> 16);
+    relax_potential(octave);
+    const i64 hot = hottest >> octave;
+    const i64 cap = temper_.below_price ? i64{price_} / 2 : (i64{1} << kSearchBits) >> 5;
+    const i64 temperature = min_of(hot - ((hot * (octaves_q16 & 0xFFFF)) >> 17), cap);
     const Walker w = w_;
     const i32* table = team_.noise_table();
     team_.for_each(kNoiseSize + v_.stride, [=](i32 i) GIMBAL_LAMBDA {
       const u64 product = static_cast<u64>(static_cast<u32>(table[i & (kNoiseSize - 1)])) * static_cast<u64>(temperature);
       w.noise[i] = static_cast<i32>(product >> kNoiseBits);
     });
+  }
+
+  // Towards the end the potential fades and the objective alone decides; some walkers rely on it less from the start.
+  GIMBAL_SPEC void relax_potential(i32 octave) {
+    const i32 fade = octave < kFadingOctave ? 0 : 3 * (octave - kFadingOctave + 1);
+    const i32 relaxed = temper_.relaxed_octaves + fade;
+    load_potential_.shift = min_of(load_base_shift_ + relaxed, 62);
+    comm_potential_.shift = min_of(comm_base_shift_ + relaxed, 62);
   }
 
   GIMBAL_SPEC i32 busiest(const i32* per_gpu) {
@@ -588,37 +608,54 @@ class Search {
 
   // ---- `nearest`
 
-  // Which share of each source's tokens for e goes to each of the cheapest replicas, with one copy fewer on `without`
-  // and one more on `with` (-1: none); then what e costs every GPU, into load and comm.
+  // Lists e's GPUs with one copy fewer on `without` and one more on `with` (-1: none); returns how many there are.
+  GIMBAL_SPEC i32 list_hosts(i32 e, i32 without, i32 with) {
+    const LayerView v = v_;
+    const Walker w = w_;
+    team_.single([=]() GIMBAL_LAMBDA {
+      i32 count = 0;
+      for (i32 h = 0; h < v.gpus; ++h) {
+        const i32 copies = w.copies[e * v.stride + h] - (h == without ? 1 : 0) + (h == with ? 1 : 0);
+        if (copies <= 0) continue;
+        w.host_gpu[count] = h;
+        w.host_copies[count++] = copies;
+      }
+      w.host_gpu[v.gpus] = count;
+    });
+    return w_.host_gpu[v_.gpus];
+  }
+
+  // Which share of each source's tokens for e goes to each of the cheapest of these replicas; then what e costs every GPU,
+  // into load and comm.
   GIMBAL_SPEC void spread(i32 e, i32 without, i32 with, i32* load, i32* comm) {
     const LayerView v = v_;
     const Walker w = w_;
+    const i32 hosts = list_hosts(e, without, with);
     team_.for_each(v.sources, [=](i32 s) GIMBAL_LAMBDA {
-      u32 least = 0xFFFFFFFFu;
+      const u32* distance = v.distance + static_cast<i64>(s) * v.stride;
+      u32 least = distance[w.host_gpu[0]];
       i32 ties = 0;
-      for (i32 h = 0; h < v.gpus; ++h) {
-        const i32 copies = w.copies[e * v.stride + h] - (h == without ? 1 : 0) + (h == with ? 1 : 0);
-        if (copies == 0) continue;
-        const u32 d = v.distance[s * v.stride + h];
-        if (d < least || ties == 0) {
-          least = d;
-          ties = copies;
-        } else if (d == least) {
-          ties += copies;
-        }
+      for (i32 n = 0; n < hosts; ++n) {
+        const u32 d = distance[w.host_gpu[n]];
+        ties = d < least ? 0 : ties;
+        least = min_of(least, d);
+        ties += d == least ? w.host_copies[n] : 0;
       }
       w.source_distance[s] = least;
       w.source_share[s] = ties;
     });
-    team_.for_each(v.stride, [=](i32 h) GIMBAL_LAMBDA {
+    team_.for_each(v.stride, [=](i32 h) GIMBAL_LAMBDA { load[h] = comm[h] = 0; });
+    team_.for_each(hosts, [=](i32 n) GIMBAL_LAMBDA {
+      const i32 h = w.host_gpu[n];
+      const i32 copies = w.host_copies[n];
       i32 load_h = 0, comm_h = 0;
-      const i32 copies =
-          h >= v.gpus ? 0 : w.copies[e * v.stride + h] - (h == without ? 1 : 0) + (h == with ? 1 : 0);
-      for (i32 s = 0; copies > 0 && s < v.sources; ++s) {
-        if (v.distance[s * v.stride + h] != w.source_distance[s]) continue;
+      for (i32 s = 0; s < v.sources; ++s) {
+        const i64 at = static_cast<i64>(s) * v.stride + h;
+        if (v.distance[at] != w.source_distance[s]) continue;
         const u32 share = share_q31(w.source_share[s]);
-        load_h += copies * mul_q31(mul_q31(v.source_load[s * v.experts + e], v.compute_factor[h]), share);
-        comm_h += copies * mul_q31(mul_q31(v.source_comm[s * v.experts + e], v.comm_factor[s * v.stride + h]), share);
+        const i64 tokens_at = static_cast<i64>(s) * v.experts + e;
+        load_h += copies * mul_q31(mul_q31(v.source_load[tokens_at], v.compute_factor[h]), share);
+        comm_h += copies * mul_q31(mul_q31(v.source_comm[tokens_at], v.comm_factor[at]), share);
       }
       load[h] = load_h;
       comm[h] = comm_h;
@@ -734,7 +771,10 @@ class Search {
   const LayerView& v_;
   const Walker& w_;
   const u64 key_;
+  const Temper temper_;
   i32 price_;
+  i32 load_base_shift_ = 62;
+  i32 comm_base_shift_ = 62;
   Potential load_potential_;
   Potential comm_potential_;
   i32 load_max_ = 0;

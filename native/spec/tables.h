@@ -188,19 +188,22 @@ GIMBAL_SPEC void fill_nearest_tables(const FineLayer& v, const FineWeights& w, c
     }
   }
   for (i32 e = 0; e < experts; ++e) {
-    for (i32 g = 0; g < stride; ++g) {
-      i32 load = 0, comm = 0;
-      for (i32 s = 0; g < v.gpus && s < v.sources; ++s) {
-        const i64 at = static_cast<i64>(s) * experts + e;
-        load += mul_q31(t.source_load[at], t.compute_factor[g]);
-        comm += mul_q31(t.source_comm[at], t.comm_factor[static_cast<i64>(s) * stride + g]);
+    i32* load = t.load + static_cast<i64>(e) * stride;
+    i32* comm = t.comm + static_cast<i64>(e) * stride;
+    for (i32 g = 0; g < stride; ++g) load[g] = comm[g] = 0;
+    for (i32 s = 0; s < v.sources; ++s) {
+      const i32 source_load = t.source_load[static_cast<i64>(s) * experts + e];
+      const i32 source_comm = t.source_comm[static_cast<i64>(s) * experts + e];
+      const u32* factor = t.comm_factor + static_cast<i64>(s) * stride;
+      GIMBAL_VECTOR_LOOP
+      for (i32 g = 0; g < stride; ++g) {
+        load[g] += mul_q31(source_load, t.compute_factor[g]);
+        comm[g] += mul_q31(source_comm, factor[g]);
       }
-      t.load[static_cast<i64>(e) * stride + g] = load;
-      t.comm[static_cast<i64>(e) * stride + g] = comm;
-      if (g < v.gpus) {
-        t.load_t[static_cast<i64>(g) * experts + e] = load;
-        t.comm_t[static_cast<i64>(g) * experts + e] = comm;
-      }
+    }
+    for (i32 g = 0; g < v.gpus; ++g) {
+      t.load_t[static_cast<i64>(g) * experts + e] = load[g];
+      t.comm_t[static_cast<i64>(g) * experts + e] = comm[g];
     }
   }
 }

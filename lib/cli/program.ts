@@ -1,0 +1,281 @@
+/**
+ * The commands and their words. Every help text teaches by examples; what a command does is in its own file.
+ */
+import { Command, Option } from 'commander';
+import { backendsCommand } from './backends-command.js';
+import type { Context } from './context.js';
+import { type DiffOptions, diffCommand } from './diff-command.js';
+import { type EvaluateOptions, evaluateCommand } from './evaluate-command.js';
+import {
+  ALL_TO_ALL,
+  BACKENDS,
+  budget,
+  EFFORTS,
+  exportFormats,
+  gpuList,
+  milliseconds,
+  oneOf,
+  REPLICA_CHOICES,
+  seed,
+  slots,
+  timeNs,
+  weights,
+  wholeNumber,
+} from './options.js';
+import { type PlanCommandOptions, planCommand } from './plan-command.js';
+import { countsFormatNames, hardwareNames, modelNames } from './problem.js';
+
+export const commandNames = ['plan', 'evaluate', 'diff', 'backends'] as const;
+
+const EXIT_CODES = `
+Exit codes:
+  0 done   1 internal error   2 wrong command line   3 bad input file or format   4 no placement can exist
+  5 backend not available   6 file could not be read or written   130 interrupted (Ctrl-C)
+`;
+
+export function buildProgram(context: Context): Command {
+  const program = new Command('gimbal')
+    .description(
+      'Places the experts of a Mixture-of-Experts model on GPUs, from routing counts to a file an engine loads.',
+    )
+    .version(`gimbal-moe ${context.version}`, '-V, --version', 'print the version')
+    .helpOption('-h, --help', 'print this help')
+    .helpCommand(false)
+    .addHelpText(
+      'after',
+      `
+Examples:
+  # Plan DeepSeek-V3 on 4 nodes of 8 H100s with 32 redundant experts, for SGLang:
+  gimbal plan --counts counts.npy --topology 4x8 --model deepseek-v3 --hardware h100 --slots 288 \\
+    --format sglang --out placement.json
+
+  # The same cluster a day later, moving at most 5 % of the slots:
+  gimbal plan --counts today.npy --topology 4x8 --model deepseek-v3 --hardware h100 --slots 288 \\
+    --incumbent placement.json --budget 5% --format sglang --out next.json --report plan.html
+
+  # What has to be moved?
+  gimbal diff placement.json next.json --topology 4x8
+
+\`gimbal COMMAND --help\` shows the options and examples of a command.
+${EXIT_CODES}`,
+    );
+  addPlan(program, context);
+  addEvaluate(program, context);
+  addDiff(program, context);
+  addBackends(program, context);
+  for (const command of [program, ...program.commands]) quieten(command, context);
+  return program;
+}
+
+/** Commander throws instead of exiting, writes where we say, and leaves the telling of errors to run.ts. */
+function quieten(command: Command, { output }: Context): void {
+  command.exitOverride().configureOutput({
+    writeOut: (text) => output.stdout.write(text),
+    writeErr: (text) => output.stderr.write(text),
+    outputError: () => undefined,
+    getOutHelpWidth: () => Math.min(output.stdout.columns ?? 100, 120),
+    getErrHelpWidth: () => Math.min(output.stderr.columns ?? 100, 120),
+  });
+}
+
+/** The options that state a problem, shared by the commands that cost placements. */
+function addProblemOptions(command: Command): Command {
+  return command
+    .requiredOption(
+      '--counts <file...>',
+      'routing counts: .npy, .pt, .json, .csv, a folder; several per-rank files give the sources',
+    )
+    .addOption(
+      new Option(
+        '--counts-format <name>',
+        `of --counts, where the content does not tell: ${countsFormatNames().join(', ')}`,
+      ).argParser(oneOf('--counts-format', countsFormatNames())),
+    )
+    .requiredOption('--topology <shape>', 'the cluster: NODESxGPUS such as 4x8, or a JSON file')
+    .option(
+      '--sources <n>',
+      'source DP ranks, in equal blocks over the GPUs (default: one a GPU)',
+      wholeNumber('--sources', 1, '4'),
+    )
+    .option('--model <name>', `what a token costs: ${modelNames().join(', ')}`)
+    .option('--hardware <name>', `what it runs on: ${hardwareNames().join(', ')}`)
+    .addOption(
+      new Option(
+        '--all-to-all <kind>',
+        `how tokens travel: ${ALL_TO_ALL.join(', ')} (then nothing depends on who sends)`,
+      ).argParser(oneOf('--all-to-all', ALL_TO_ALL)),
+    )
+    .addOption(
+      new Option('--replica-choice <rule>', `how a token finds a replica: ${REPLICA_CHOICES.join(', ')}`)
+        .argParser(oneOf('--replica-choice', REPLICA_CHOICES))
+        .default('even'),
+    )
+    .option(
+      '--weights <list>',
+      'of the objective; what is not named keeps load=1,comm-max=1,comm-total=0.1,migration=1',
+      weights,
+    )
+    .option('--incumbent <file>', 'the placement in force, in any format that --format writes')
+    .addOption(formatOption('--incumbent-format', 'its format, where the file does not tell'))
+    .option(
+      '--migration-cost <time>',
+      'of one move, over the statistics window: ns, or with a unit',
+      timeNs('--migration-cost'),
+    )
+    .option('--dead-gpus <list>', 'GPUs to leave empty, e.g. 3,7 or 8-15', gpuList('--dead-gpus'))
+    .addOption(
+      new Option('--backend <name>', `where to compute: ${BACKENDS.join(', ')}`)
+        .argParser(oneOf('--backend', BACKENDS))
+        .default('auto'),
+    )
+    .option(
+      '--threads <n>',
+      'changes the time, never the result (default: all cores)',
+      wholeNumber('--threads', 1, '2'),
+    );
+}
+
+function formatOption(flag: string, description: string): Option {
+  return new Option(`${flag} <name>`, description).argParser(oneOf(flag, exportFormats()));
+}
+
+function addPlan(program: Command, context: Context): void {
+  addProblemOptions(
+    program
+      .command('plan')
+      .description('Plan a placement from routing counts, and show it beside the one before.'),
+  )
+    .option(
+      '--slots <n>',
+      'physical experts of all GPUs together (288), or of one GPU (9/gpu); default: the incumbent’s, else the fewest',
+      slots,
+    )
+    .option(
+      '--budget <n>',
+      'moves allowed over all layers: a number, or a share of the slots such as 5%',
+      budget,
+    )
+    .option('--allow-duplicates', 'allow two new replicas of an expert on one GPU')
+    .addOption(
+      new Option('--effort <name>', `how long to search: ${EFFORTS.join(', ')}`)
+        .argParser(oneOf('--effort', EFFORTS))
+        .default('balanced'),
+    )
+    .option(
+      '--walkers <n>',
+      'independent searches a layer (default: from --effort)',
+      wholeNumber('--walkers', 1, '8'),
+    )
+    .option(
+      '--rounds <n>',
+      'search rounds a walker (default: from --effort)',
+      wholeNumber('--rounds', 1, '16'),
+    )
+    .option('--seed <n>', 'same seed, same plan, on any machine (default: 0)', seed)
+    .option(
+      '--time-limit <ms>',
+      'stop the search after this time; the plan then depends on the machine',
+      milliseconds('--time-limit'),
+    )
+    .option('--out <file>', 'write the placement; - is stdout')
+    .addOption(
+      formatOption(
+        '--format',
+        `of --out: ${exportFormats().join(', ')} (default: by its extension, else json)`,
+      ),
+    )
+    .option('--report <file>', 'write an HTML report with charts that opens offline')
+    .option('--json', 'print one JSON document instead of the text report')
+    .option('--progress', 'tell progress on stderr even where it is no terminal')
+    .option('--no-progress', 'tell no progress')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  # Counts [layers, experts] or [layers, sources, experts] in NumPy's format; print what would be won:
+  gimbal plan --counts counts.npy --topology 1x8 --model qwen3-30b-a3b --hardware h100 --slots 144
+
+  # SGLang's recorder, a file for each rank (they give the sources); write what --init-expert-location loads:
+  gimbal plan --counts record/*.pt --topology 2x8 --model qwen3-235b-a22b --hardware h100 --slots 144 \\
+    --format sglang --out placement.json
+
+  # Node 1 has failed: plan around its GPUs, moving no more than that forces plus 200:
+  gimbal plan --counts counts.npy --topology 4x8 --model deepseek-v3 --hardware h100 --slots 12/gpu \\
+    --incumbent placement.json --dead-gpus 8-15 --budget 200 --out next.json
+
+  # For a script: figures, placement and notes as one JSON document.
+  gimbal plan --counts counts.npy --topology 4x8 --slots 288 --json > plan.json
+${EXIT_CODES}`,
+    )
+    .action((options: PlanCommandOptions) => planCommand(options, context));
+}
+
+function addEvaluate(program: Command, context: Context): void {
+  addProblemOptions(
+    program
+      .command('evaluate')
+      .description('Cost placements side by side under the same counts and cluster.'),
+  )
+    .requiredOption('--placement <file...>', 'placements, in any format that plan writes')
+    .addOption(formatOption('--placement-format', 'their format, where the files do not tell'))
+    .option('--json', 'print one JSON document')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  gimbal evaluate --counts today.npy --topology 4x8 --model deepseek-v3 --hardware h100 \\
+    --placement running.json planned.json
+
+  # How many moves from the placement in force would each need?
+  gimbal evaluate --counts today.npy --topology 4x8 --incumbent running.json --placement a.json b.json
+${EXIT_CODES}`,
+    )
+    .action((options: EvaluateOptions) => evaluateCommand(options, context));
+}
+
+function addDiff(program: Command, context: Context): void {
+  program
+    .command('diff')
+    .description(
+      'The moves from one placement to another: which expert has to come to which GPU, and who holds it.',
+    )
+    .argument('<before>', 'the placement in force')
+    .argument('<after>', 'the placement wanted')
+    .option('--topology <shape>', 'put the cheapest sender first: NODESxGPUS or a JSON file')
+    .option(
+      '--gpus <n>',
+      'GPUs of both, where neither the files nor --topology tell',
+      wholeNumber('--gpus', 1, '8'),
+    )
+    .addOption(formatOption('--format', 'of both files, where they do not tell'))
+    .option('--json', 'print one JSON document')
+    .addHelpText(
+      'after',
+      `
+Two placements that differ are no error: the exit code is 0 whether there are moves or none.
+
+Examples:
+  gimbal diff running.json planned.json --topology 4x8
+  gimbal diff running.pt planned.json --gpus 32 --json
+${EXIT_CODES}`,
+    )
+    .action((before: string, after: string, options: DiffOptions) =>
+      diffCommand(before, after, options, context),
+    );
+}
+
+function addBackends(program: Command, context: Context): void {
+  program
+    .command('backends')
+    .description('List the backends, and why one is not available.')
+    .option('--json', 'print one JSON document')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  gimbal backends
+  gimbal backends --json
+`,
+    )
+    .action((options: { json?: boolean }) => backendsCommand(options, context));
+}

@@ -1,0 +1,28 @@
+// The addon's exports, and the state each Node environment has of its own.
+#include <napi.h>
+
+#include <memory>
+
+#include "marshal.h"
+#include "planner.h"
+#include "runner.h"
+
+namespace gimbal::addon {
+namespace {
+
+Napi::Value backends(const Napi::CallbackInfo& info) { return backends_to_js(info.Env()); }
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(new std::shared_ptr<Runner>(std::make_shared<Runner>(env)));
+  exports.Set("backends", Napi::Function::New<backends>(env, "backends"));
+  exports.Set("NativePlanner", NativePlanner::define(env));
+  exports.Set("holdProblem", Napi::Function::New<hold_problem>(env, "holdProblem"));
+  exports.Set("releaseProblem", Napi::Function::New<release_problem>(env, "releaseProblem"));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(gimbal, init)
+
+}  // namespace gimbal::addon

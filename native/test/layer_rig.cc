@@ -1,0 +1,222 @@
+// See layer_rig.h.
+#include "layer_rig.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "../spec/tables.h"
+#include "shuffled_kernels.h"
+
+namespace gimbal {
+namespace test {
+
+const std::vector<KernelSet>& kernel_sets() {
+  static const std::vector<KernelSet> sets = [] {
+    std::vector<KernelSet> all = {{"portable", &kernels_base()}};
+#if defined(GIMBAL_X86_KERNELS)
+    if (__builtin_cpu_supports("x86-64-v3")) all.push_back({"x86-64-v3", &kernels_v3()});
+    if (__builtin_cpu_supports("x86-64-v4")) all.push_back({"x86-64-v4", &kernels_v4()});
+#endif
+    all.push_back({"shuffled team", &kernels_shuffled()});
+    return all;
+  }();
+  return sets;
+}
+
+uint32_t most_frequent(const uint32_t* row, int32_t gpus) {
+  std::map<uint32_t, int32_t> counts;
+  for (int32_t g = 0; g < gpus; ++g) ++counts[row[g]];
+  return std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.second < b.second; })
+      ->first;
+}
+
+CommPattern make_pattern(const Quantised& q, const ChooseBase& base_of) {
+  CommPattern p;
+  const auto cost = [&](int32_t s, int32_t g) { return q.comm_cost[static_cast<size_t>(s) * static_cast<size_t>(q.gpus) + static_cast<size_t>(g)]; };
+  for (int32_t s = 0; s < q.sources; ++s) p.base.push_back(base_of(&q.comm_cost[static_cast<size_t>(s) * static_cast<size_t>(q.gpus)], q.gpus));
+  p.first.push_back(0);
+  for (int32_t g = 0; g < q.gpus; ++g) {
+    for (int32_t s = 0; s < q.sources; ++s) {
+      const uint32_t base = p.base[static_cast<size_t>(s)], c = cost(s, g);
+      if (c == base) continue;
+      p.source.push_back(s);
+      p.below.push_back(c < base);
+      p.magnitude.push_back(c < base ? base - c : c - base);
+    }
+    p.first.push_back(static_cast<int32_t>(p.source.size()));
+  }
+  return p;
+}
+
+int32_t* LayerRig::take(size_t cells) {
+  arrays_.emplace_back(cells, poison_);
+  arrays_.back().shrink_to_fit();
+  return arrays_.back().data();
+}
+
+LayerRig::LayerRig(const CpuKernels& kernels, const ProblemInput& in, const Quantised& q, int32_t layer, int32_t poison)
+    : kernels_(kernels), poison_(poison) {
+  const size_t experts = static_cast<size_t>(q.experts), gpus = static_cast<size_t>(q.gpus);
+  const size_t stride = static_cast<size_t>(spec::padded_gpus(q.gpus));
+  const size_t sources = q.nearest ? static_cast<size_t>(q.sources) : 0;
+  spec::FineLayer& fine = tables_.fine;
+  fine.experts = q.experts;
+  fine.gpus = q.gpus;
+  fine.slots = q.slots;
+  fine.sources = q.sources;
+  fine.nearest = q.nearest;
+  fine.tokens = q.tokens + static_cast<size_t>(layer) * static_cast<size_t>(q.sources) * experts;
+  fine.compute_cost = q.compute_cost.data();
+  fine.comm_cost = q.comm_cost.data();
+  tables_.expert_tokens.assign(experts, poison);
+  tables_.comm_fine.assign(gpus * experts, poison);
+
+  const bool uniform = q.uniform_compute && !q.nearest;
+  spec::SearchTables t;
+  t.load = take(uniform ? experts : experts * stride);
+  t.load_t = uniform ? t.load : take(gpus * experts);
+  t.comm = take(experts * stride);
+  t.comm_t = take(gpus * experts);
+  t.source_load = take(sources * experts);
+  t.source_comm = take(sources * experts);
+  t.compute_factor = reinterpret_cast<uint32_t*>(take(q.nearest ? stride : 0));
+  t.comm_factor = reinterpret_cast<uint32_t*>(take(sources * stride));
+  t.distance = reinterpret_cast<uint32_t*>(take(sources * stride));
+  std::vector<int64_t> scratch(2 * experts, poison);
+  const CommPattern pattern = make_pattern(q, most_frequent);
+  kernels.fill_tables(q.weights, pattern.view(), uniform, t, tables_.expert_tokens.data(), tables_.comm_fine.data(),
+                      scratch.data(), &fine, &tables_.scale);
+
+  spec::LayerView& v = tables_.view;
+  v.experts = q.experts;
+  v.gpus = q.gpus;
+  v.stride = static_cast<int32_t>(stride);
+  v.slots = q.slots;
+  v.sources = q.sources;
+  v.nearest = q.nearest;
+  v.uniform_compute = uniform;
+  v.allow_duplicates = q.allow_duplicates;
+  v.comm_term = tables_.scale.comm_term;
+  v.max_scale = tables_.scale.max_scale;
+  v.total_scale = tables_.scale.total_scale;
+  v.load = t.load;
+  v.load_t = t.load_t;
+  v.comm = t.comm;
+  v.comm_t = t.comm_t;
+  v.source_load = t.source_load;
+  v.source_comm = t.source_comm;
+  v.compute_factor = t.compute_factor;
+  v.comm_factor = t.comm_factor;
+  v.distance = t.distance;
+  if (in.incumbent == nullptr) return;
+  incumbent_ = read_incumbent(in, q, layer, tables_.expert_tokens);
+  v.held = incumbent_.held.data();
+  v.price = spec::to_search_price(q.weights.migration, tables_.scale.shift);
+}
+
+spec::FineTerms LayerRig::evaluate(const std::vector<int32_t>& placement) const {
+  const size_t gpus = static_cast<size_t>(tables_.fine.gpus), cells = gpus * static_cast<size_t>(tables_.fine.slots);
+  std::vector<int32_t> ids(static_cast<size_t>(tables_.fine.experts) + 1 + cells, poison_);
+  std::vector<int64_t> sums(2 * gpus, poison_);
+  spec::FineTerms terms;
+  kernels_.evaluate(tables_.fine, placement.data(), 1, 0, ids.data(), sums.data(), &terms);
+  return terms;
+}
+
+int64_t LayerRig::bound(const spec::FineWeights& weights, int64_t migration, int32_t iterations) const {
+  const size_t stride = static_cast<size_t>(tables_.view.stride), experts = static_cast<size_t>(tables_.view.experts);
+  std::vector<int64_t> wide(9 * stride + 2 * experts, poison_);
+  std::vector<int32_t> narrow(stride + experts, poison_);
+  return kernels_.bound(tables_.view, tables_.fine, weights, tables_.scale.shift, migration, iterations, wide.data(),
+                        narrow.data());
+}
+
+std::vector<int32_t> LayerRig::search_tables() const {
+  std::vector<int32_t> all;
+  for (const auto& array : arrays_) all.insert(all.end(), array.begin(), array.end());
+  return all;
+}
+
+template <class T>
+T* WalkRig::take(size_t count) {
+  // No 64-byte alignment and no slack: kernels must not count on either.
+  std::vector<char> array(count * sizeof(T));
+  for (size_t i = 0; i + sizeof(int32_t) <= array.size(); i += sizeof(int32_t)) std::memcpy(array.data() + i, &poison_, sizeof(int32_t));
+  arrays_.push_back(std::move(array));
+  return reinterpret_cast<T*>(arrays_.back().data());
+}
+
+WalkRig::WalkRig(const LayerRig& layer, const WalkOptions& options) : layer_(layer), poison_(options.poison) {
+  const spec::LayerView& v = layer.view();
+  const size_t stride = static_cast<size_t>(v.stride), experts = static_cast<size_t>(v.experts);
+  const size_t cells = static_cast<size_t>(v.slots) * stride;
+  const size_t sources = v.nearest ? static_cast<size_t>(v.sources) : 0;
+  task_.tables = &layer.tables();
+  task_.start = options.start;
+  task_.walker = options.walker;
+  task_.key = options.key;
+  task_.total_steps = options.total_steps;
+  task_.frontier = options.frontier;
+  task_.dearest = options.dearest;
+  task_.cheapest = options.cheapest;
+  task_.best.assign(static_cast<size_t>(v.gpus) * static_cast<size_t>(v.slots), -7);
+  spec::Walker& w = task_.state;
+  w.copies = take<uint8_t>(experts * stride);
+  w.share = take<uint32_t>(cells);
+  for (int32_t** field : {&w.expert, &w.load, &w.comm, &w.linear, &w.focus_load, &w.focus_comm, &w.rest_load, &w.rest_comm,
+                          &w.linear_delta, &w.move_load, &w.move_comm, &w.move_linear, &w.best_expert}) {
+    *field = take<int32_t>(cells);
+  }
+  for (int32_t** field : {&w.gpu_load, &w.gpu_comm, &w.gpu_linear, &w.gpu_new, &w.other_load, &w.other_comm, &w.potential}) {
+    *field = take<int32_t>(stride);
+  }
+  for (int32_t** field : {&w.replicas, &w.barred, &w.home}) *field = take<int32_t>(experts);
+  w.noise = take<int32_t>(static_cast<size_t>(spec::kNoiseSize) + stride);
+  w.scores = take<int32_t>(std::max(cells, experts));
+  w.source_share = take<int32_t>(sources);
+  w.source_distance = take<uint32_t>(sources);
+  w.spread_load = take<int32_t>(2 * stride);
+  w.spread_comm = take<int32_t>(2 * stride);
+  w.frontier_value = take<int64_t>(static_cast<size_t>(options.frontier));
+  w.frontier_expert = take<int32_t>(static_cast<size_t>(options.frontier) * cells);
+  w.frontier = options.frontier;
+}
+
+bool WalkRig::walk(int64_t until, const std::atomic<bool>* cancel) {
+  const bool fresh = task_.steps_done < 0;
+  if (fresh) task_.steps_done = 0;
+  return layer_.kernels().walk(&task_, fresh, until, cancel);
+}
+
+std::vector<int64_t> WalkRig::state_words() const {
+  const spec::LayerView& v = layer_.view();
+  const spec::Walker& w = task_.state;
+  std::vector<int64_t> words;
+  const auto append = [&](const auto* from, int64_t count) { words.insert(words.end(), from, from + count); };
+  const int64_t cells = int64_t{v.slots} * v.stride;
+  for (const int32_t* array : {w.expert, w.load, w.comm, w.linear, w.best_expert}) append(array, cells);
+  append(w.share, cells);
+  for (const int32_t* array : {w.gpu_load, w.gpu_comm, w.gpu_linear, w.gpu_new}) append(array, v.stride);
+  append(w.replicas, v.experts);
+  append(w.copies, int64_t{v.experts} * v.stride);
+  for (int32_t e = 0; e < v.experts; ++e) words.push_back(w.replicas[e] == 1 ? w.home[e] : -1);
+  words.push_back(task_.best_value);
+  return words;
+}
+
+std::vector<int64_t> WalkRig::frontier_words() const {
+  const spec::LayerView& v = layer_.view();
+  const spec::Walker& w = task_.state;
+  std::vector<int64_t> words;
+  for (int32_t m = 0; m < w.frontier; ++m) {
+    words.push_back(w.frontier_value[m]);
+    if (w.frontier_value[m] == INT64_MAX) continue;
+    const int64_t cells = int64_t{v.slots} * v.stride;
+    words.insert(words.end(), w.frontier_expert + m * cells, w.frontier_expert + (m + 1) * cells);
+  }
+  return words;
+}
+
+}  // namespace test
+}  // namespace gimbal

@@ -1,0 +1,12 @@
+// The spec's headers stand alone, each of them, as C++17 as well: CUDA compiles them that way.
+#include "../spec/units.h"
+#include "../spec/order.h"
+#include "../spec/random.h"
+#include "../spec/potential.h"
+#include "../spec/layer.h"
+#include "../spec/table_types.h"
+#include "../spec/cost.h"
+#include "../spec/tables.h"
+#include "../spec/bound.h"
+#include "../spec/construct.h"
+#include "../spec/search.h"

@@ -1,0 +1,96 @@
+/**
+ * What the tests of the command line share: a small seeded workload as files in a folder of its own, and the rule that every
+ * failure obeys.
+ */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { expect } from 'vitest';
+import { SKEWED_TOPICS, workload } from '../../bench/workloads.js';
+
+export const LAYERS = 3;
+export const SOURCES = 8;
+export const EXPERTS = 16;
+
+export interface Ended {
+  code: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+/** A folder with `counts.npy` [layers, sources, experts] and `sums.npy` [layers, experts]. */
+export class WorkFolder {
+  readonly path = mkdtempSync(path.join(tmpdir(), 'gimbal-cli-'));
+
+  constructor() {
+    const tokens = smallTokens();
+    this.write('counts.npy', npy([LAYERS, SOURCES, EXPERTS], tokens));
+    this.write('sums.npy', npy([LAYERS, EXPERTS], sumSources(tokens)));
+  }
+
+  at(name: string): string {
+    return path.join(this.path, name);
+  }
+
+  write(name: string, content: Buffer | string | object): void {
+    const text = typeof content === 'string' || Buffer.isBuffer(content) ? content : JSON.stringify(content);
+    writeFileSync(this.at(name), text);
+  }
+
+  remove(): void {
+    rmSync(this.path, { recursive: true, force: true });
+  }
+}
+
+/** `[LAYERS][SOURCES][EXPERTS]` */
+export function smallTokens(): Uint32Array {
+  const shape = {
+    name: 'small',
+    layers: LAYERS,
+    experts: EXPERTS,
+    gpus: SOURCES,
+    slotsPerGpu: 3,
+    topK: 2,
+    hidden: 1024,
+    intermediate: 512,
+    flops: 4e14,
+    groups: 4,
+  };
+  const popularity = { kind: 'lognormal', sigma: 1 } as const;
+  return workload({ shape, popularity, nodes: 2, seed: 5, topics: SKEWED_TOPICS }).tokens;
+}
+
+function sumSources(tokens: Uint32Array): Uint32Array {
+  const sums = new Uint32Array(LAYERS * EXPERTS);
+  tokens.forEach((count, index) => {
+    const layer = Math.floor(index / (SOURCES * EXPERTS));
+    sums[layer * EXPERTS + (index % EXPERTS)]! += count;
+  });
+  return sums;
+}
+
+/** A file of NumPy's format, version 1, written to its definition. */
+export function npy(shape: number[], data: Uint32Array): Buffer {
+  const dict = `{'descr': '<u4', 'fortran_order': False, 'shape': (${shape.join(', ')},), }`;
+  const header = `${dict.padEnd(117)}\n`;
+  const head = Buffer.alloc(10);
+  head.write('\x93NUMPY\x01\x00', 'latin1');
+  head.writeUInt16LE(header.length, 8);
+  const body = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
+  return Buffer.concat([head, Buffer.from(header, 'latin1'), body]);
+}
+
+/** Slot m holds expert m modulo the experts. */
+export function row(slots: number): number[] {
+  return Array.from({ length: slots }, (_, slot) => slot % EXPERTS);
+}
+
+/** One line that says what, at most one that says what to do, and no stack of calls. */
+export function expectFailure(result: Ended, code: number, message: RegExp, remedy?: RegExp): void {
+  const [first = '', second = '', ...rest] = result.stderr.trimEnd().split('\n');
+  expect(result, result.stderr).toMatchObject({ code });
+  expect(first).toMatch(/^gimbal: /);
+  expect(first).toMatch(message);
+  expect(rest).toEqual([]);
+  if (remedy !== undefined) expect(second).toMatch(remedy);
+}
