@@ -37,11 +37,12 @@ struct EffortPreset {
 
 // Small layers are cheap to walk and rugged to search: they get more walkers, of more kinds, for the same effort.
 EffortPreset preset(Effort effort, int64_t cells) {
-  constexpr int64_t kCellsPerWalker = 384;
-  const int32_t more = static_cast<int32_t>(std::clamp<int64_t>(kCellsPerWalker / cells, 1, 48));
+  constexpr int64_t kSmallCells = 128;
+  constexpr int64_t kCellsPerEffort = 384;
+  const int32_t more = cells < kSmallCells ? static_cast<int32_t>(std::min<int64_t>(kCellsPerEffort / cells, 48)) : 1;
   switch (effort) {
     case Effort::kFast:
-      return {cells < 128 ? more : 1, 1, 4};
+      return {more, 1, 4};
     case Effort::kBalanced:
       return {more, 16, 30};
     default:

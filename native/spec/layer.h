@@ -72,7 +72,7 @@ struct Walker {
   i32* potential;   // [stride]
   i32* barred;      // [experts], 0 or kBarred
   i32* noise;       // [kNoiseSize + stride], scaled by the temperature
-  i32* scores;      // [max(slots * stride, experts)], scratch of the CPU's argmin
+  i32* scores;      // [max(slots * stride, experts) + stride], scratch of the CPU's argmin
   i32* home;        // [experts]: the GPU of the replica placed last; the only one where there is one replica
   // `nearest`: the replica choice of each source for the expert at hand, and the contributions of two experts.
   i32* host_gpu;       // [gpus + 1]: the GPUs of the expert at hand, and at the end how many they are
@@ -137,7 +137,7 @@ GIMBAL_SPEC_LONG u64 lay_out_walker(const LayerView& view, i32 frontier, char* m
   i32s(&walker->potential, stride);
   i32s(&walker->barred, experts);
   i32s(&walker->noise, static_cast<u64>(kNoiseSize) + stride);
-  i32s(&walker->scores, cells > experts ? cells : experts);
+  i32s(&walker->scores, (cells > experts ? cells : experts) + stride);
   i32s(&walker->host_gpu, stride + 1);
   i32s(&walker->host_copies, stride);
   i32s(&walker->source_share, view.nearest ? static_cast<u64>(view.sources) : 0);

@@ -13,8 +13,8 @@ struct Potential {
   i32 cap = 0;
   i32 shift = 62;
   GIMBAL_SPEC i32 of(i32 x) const {
-    const u64 y = static_cast<u64>(static_cast<u32>(min_of(x, cap)));
-    return static_cast<i32>((y * y) >> shift);
+    const u32 y = static_cast<u32>(min_of(x, cap));
+    return static_cast<i32>((static_cast<u64>(y) * y) >> shift);
   }
 };
 

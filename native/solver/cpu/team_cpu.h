@@ -67,22 +67,28 @@ class TeamCpu {
     return {least, find(least, count)};
   }
 
-  // Candidates (p, r, c); the index of one is (p * rows + r) * columns + c.
+  // Candidates (p, r, c); the index of one is (p * rows + r) * columns + c. The least of each column is kept in memory, so
+  // that lanes are only compared with each other once a plane.
   template <class F>
   GIMBAL_SPEC Best argmin3(i32 planes, i32 rows, i32 columns, F f) {
     Best best{INT32_MAX, -1};
     i32* const scores = scores_;
+    i32* const column_least = scores_ + rows * columns;
     for (i32 p = 0; p < planes; ++p) {
-      i32 least = INT32_MAX;
+      GIMBAL_VECTOR_LOOP
+      for (i32 c = 0; c < columns; ++c) column_least[c] = INT32_MAX;
       for (i32 r = 0; r < rows; ++r) {
         i32* const row = scores + r * columns;
         GIMBAL_VECTOR_LOOP
         for (i32 c = 0; c < columns; ++c) {
           const i32 s = f(p, r, c);
           row[c] = s;
-          least = min_of(least, s);
+          column_least[c] = min_of(column_least[c], s);
         }
       }
+      i32 least = INT32_MAX;
+      GIMBAL_VECTOR_LOOP
+      for (i32 c = 0; c < columns; ++c) least = min_of(least, column_least[c]);
       if (least < best.score) best = {least, p * rows * columns + find(least, rows * columns)};
     }
     return best;
