@@ -1,0 +1,152 @@
+/**
+ * Loads the native addon, once, and says what to do where it cannot. The types here are the whole border: what crosses it
+ * is already checked and complete (validate.ts), and what comes back is turned into the public shapes by the callers.
+ */
+import * as path from 'node:path';
+import nodeGypBuild from 'node-gyp-build';
+import { GimbalError } from './errors.js';
+import type { BackendInfo, BackendName, Effort, ReplicaChoice, Weights } from './types.js';
+
+/** A checked problem with its defaults filled in, except the weights', which the native side knows. */
+export interface NativeProblem {
+  layers: number;
+  sources: number;
+  experts: number;
+  gpus: number;
+  slotsPerGpu: number;
+  /** `[layers][sources][experts]` */
+  tokens: Uint32Array;
+  /** `[gpus]`, ns */
+  computeCost: Float64Array;
+  /** `[sources][gpus]`, ns */
+  commCost: Float64Array;
+  replicaChoice: ReplicaChoice;
+  weights: Weights;
+  migrationCost: number;
+  /** -1: no limit. */
+  migrationBudget: number;
+  /** `[layers][incumbentGpus * incumbentSlotsPerGpu]` */
+  incumbent: Int32Array | undefined;
+  incumbentGpus: number;
+  incumbentSlotsPerGpu: number;
+  deadGpus: Int32Array;
+  allowDuplicates: boolean;
+}
+
+/** Checked options; 0 where the native side chooses. */
+export interface NativeOptions {
+  backend: 'auto' | BackendName;
+  effort: Effort;
+  walkers: number;
+  rounds: number;
+  seed: bigint;
+  threads: number;
+  timeLimitMs: number;
+}
+
+/** A problem in native memory. Opaque. */
+export type NativeProblemHandle = object & { readonly __handle: unique symbol };
+
+export interface NativeJob<T> {
+  promise: Promise<T>;
+  cancel(): void;
+}
+
+export interface NativePlan {
+  physicalToLogical: Int32Array;
+  replicaCount: Int32Array;
+  /** `[layers][9]`: the numbers of LayerPlan in the order of its fields. */
+  layers: Float64Array;
+  objective: number;
+  lowerBound: number;
+  gap: number;
+  migrations: number;
+  forcedMigrations: number;
+  backend: BackendName;
+  backendDetail: string;
+  seed: bigint;
+  walkers: number;
+  rounds: number;
+  elapsedMs: number;
+}
+
+/** Each `[candidates][layers]`. */
+export interface NativeEvaluation {
+  objective: Float64Array;
+  loadMax: Float64Array;
+  commMax: Float64Array;
+  commTotal: Float64Array;
+  migrations: Float64Array;
+}
+
+export interface NativePlanner {
+  plan(
+    problem: NativeProblem | NativeProblemHandle,
+    options: NativeOptions,
+    onProgress?: (done: number, total: number) => void,
+  ): NativeJob<NativePlan>;
+  /** `candidates`: `[count][layers][gpus * slotsPerGpu]`. */
+  evaluate(
+    problem: NativeProblem | NativeProblemHandle,
+    candidates: Int32Array,
+    count: number,
+    options: NativeOptions,
+  ): NativeJob<NativeEvaluation>;
+  close(): void;
+}
+
+export interface NativeBinding {
+  backends(): BackendInfo[];
+  /** `kept`: how many sets of buffers stay between calls. */
+  NativePlanner: new (
+    kept: number,
+  ) => NativePlanner;
+  holdProblem(problem: NativeProblem): NativeJob<NativeProblemHandle>;
+  releaseProblem(handle: NativeProblemHandle): void;
+}
+
+const PACKAGE_ROOT = path.join(__dirname, '..');
+let loaded: NativeBinding | undefined;
+
+/** The addon. Loading is put off to the first use, so that what needs no native code works without it. */
+export function binding(): NativeBinding {
+  loaded ??= load(PACKAGE_ROOT);
+  return loaded;
+}
+
+/** Exported for the tests. */
+export function load(root: string): NativeBinding {
+  try {
+    return nodeGypBuild(root) as NativeBinding;
+  } catch (cause) {
+    throw bindingError(root, cause);
+  }
+}
+
+function bindingError(root: string, cause: unknown): GimbalError {
+  const platform = `${process.platform}-${process.arch}, Node ${process.versions.node}`;
+  const reason = cause instanceof Error ? cause.message.trim() : String(cause);
+  const message = [
+    `the native addon cannot be loaded on ${platform}: ${reason}`,
+    `Tried: ${triedFile(root)}`,
+    'What helps:',
+    '- where install scripts may not run and no prebuild fits this platform: npm rebuild gimbal-moe',
+    '- in a checkout: npm run build:native (it says what it tries, and why)',
+    '- a build needs a C++20 compiler, and CMake or else Python 3 and make',
+    '- after a change of operating system, C library or processor: build again',
+  ].join('\n');
+  return new GimbalError('GIMBAL_BINDING', message, {
+    field: 'binding',
+    expected: `an addon for ${platform}`,
+    received: reason,
+    cause,
+  });
+}
+
+function triedFile(root: string): string {
+  try {
+    return nodeGypBuild.path(root);
+  } catch {
+    return `build/Release and prebuilds in ${root}; neither has a file for this platform`;
+  }
+}

@@ -1,0 +1,62 @@
+/**
+ * gimbal-moe: where the experts of a Mixture-of-Experts model should live, given what was routed where.
+ */
+export { backends } from './backends.js';
+export { GimbalError, type GimbalErrorCode, type GimbalErrorDetail } from './errors.js';
+export { type Candidates, evaluatePlacements } from './evaluate.js';
+export {
+  encodePlacement,
+  type PlacementFormat,
+  type PlacementFormatInfo,
+  type PlacementToExport,
+  placementFormats,
+  writePlacement,
+} from './export/placement.js';
+export { HeldProblem, holdProblem } from './held-problem.js';
+export {
+  type CountsFormat,
+  countsFormats,
+  type ReadCountsOptions,
+  type RoutingCounts,
+  readCounts,
+} from './import/counts.js';
+export {
+  type PlacementFile,
+  type ReadPlacementOptions,
+  readPlacement,
+  selectLayers,
+} from './import/placement.js';
+export { Planner, planPlacement } from './planner.js';
+export {
+  findHardware,
+  findModel,
+  type Hardware,
+  type HardwareName,
+  hardware,
+  type ModelName,
+  type ModelShape,
+  models,
+  type Precision,
+} from './presets.js';
+export {
+  type AllToAll,
+  type ParseTopologyOptions,
+  parseTopology,
+  type Topology,
+  type TopologyOptions,
+  topology,
+} from './topology.js';
+export type {
+  BackendInfo,
+  BackendName,
+  Effort,
+  Evaluation,
+  LayerPlan,
+  PlacementProblem,
+  Plan,
+  PlanOptions,
+  PlanProgress,
+  ReplicaChoice,
+  Weights,
+} from './types.js';
+export type { EvaluateOptions } from './validate.js';
