@@ -45,6 +45,9 @@ void check_shape(const ProblemInput& in) {
           std::to_string(int64_t{in.gpus} * in.slots_per_gpu));
   require(int64_t{in.experts} * (in.gpus + 15) <= kMostCells * 4, "experts", "at most 2^26 (expert, GPU) pairs",
           std::to_string(int64_t{in.experts} * in.gpus));
+  // The search counts an expert's copies on a GPU in a byte.
+  require(!in.allow_duplicates || in.slots_per_gpu <= 255, "slotsPerGpu", "at most 255 with allowDuplicates",
+          std::to_string(in.slots_per_gpu));
   require(in.tokens != nullptr, "tokens", "counts for every layer, source and expert", "none");
 }
 
@@ -111,13 +114,19 @@ int scale_exponent(double x, int bits) {
   return bits - (mantissa == 0.5 ? exponent - 1 : exponent);
 }
 
+int bit_width(uint64_t x) {
+  int bits = 0;
+  while (bits < 64 && (x >> bits) != 0) ++bits;
+  return bits;
+}
+
 int64_t scaled(double x, int exponent) { return std::llround(std::ldexp(x, exponent)); }
 
-double total_tokens(const ProblemInput& in) {
+uint64_t total_tokens(const ProblemInput& in) {
   const size_t count = static_cast<size_t>(in.layers) * static_cast<size_t>(in.sources) * static_cast<size_t>(in.experts);
   uint64_t sum = 0;  // 2^32 * 2^32 counts could not overflow it
   for (size_t i = 0; i < count; ++i) sum += in.tokens[i];
-  return static_cast<double>(sum);
+  return sum;
 }
 
 void quantise_costs(const ProblemInput& in, Quantised* q) {
@@ -128,9 +137,9 @@ void quantise_costs(const ProblemInput& in, Quantised* q) {
   if (w_most == 0) w_most = 1.0;
 
   const double cost = std::max(greatest(in.compute_cost_ns), greatest(in.comm_cost_ns));
-  const double tokens = std::max(1.0, total_tokens(in));
+  const uint64_t tokens = total_tokens(in);
   const int sum_bits = spec::kFineBits - 2;
-  const int cost_bits = std::min(spec::kCostBits, sum_bits - static_cast<int>(std::ceil(std::log2(tokens))) - 1);
+  const int cost_bits = std::min(spec::kCostBits, sum_bits - bit_width(tokens) - 1);
   int exponent = cost > 0 ? scale_exponent(cost, cost_bits) : 20;
   const double pairs = static_cast<double>(in.layers) * q->gpus * in.slots_per_gpu;
   const double migration_relative = migration / w_most;
@@ -139,7 +148,7 @@ void quantise_costs(const ProblemInput& in, Quantised* q) {
   }
   if (cost_bits < kLeastCostBits) {
     throw Error(ErrorCode::kOutOfRange, "tokens", "a sum that leaves costs 10 bits of 62 (divide the counts)",
-                text(tokens) + " tokens");
+                std::to_string(tokens) + " tokens");
   }
   if (cost > 0 && std::ldexp(cost, exponent) < (1 << kLeastCostBits)) {
     throw Error(ErrorCode::kOutOfRange, "migrationCost", "a cost comparable to the others", text(migration));

@@ -79,6 +79,7 @@ BudgetShare share_budget(const std::vector<std::vector<FrontierPoint>>& layers, 
     if (closed[l]) continue;
     if (s.migrations > left) {
       closed[l] = 1;
+      if (share.price == 0) share.price = s.gain / s.migrations;  // nothing fitted yet: what a fitting one may be worth
       continue;
     }
     left -= s.migrations;

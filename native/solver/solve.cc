@@ -235,7 +235,7 @@ class Planning {
       if (budgeted_) {
         // From a price at which nothing moves down to one at which anything may.
         const int64_t scale = std::min<int64_t>(worth(*job), int64_t{1} << spec::kSearchBits);
-        walk.dearest = static_cast<int32_t>(scale >> 5);
+        walk.dearest = static_cast<int32_t>(scale >> 1);
         walk.cheapest = static_cast<int32_t>(scale >> 12);
       }
     }
@@ -253,11 +253,11 @@ class Planning {
     walk->frontier = budgeted_ ? frontier_size(job) : 0;
   }
 
-  // Enough for several times a layer's fair share of the budget.
+  // Enough for several times a layer's fair share of the budget, and to pass through placements beyond it.
   int32_t frontier_size(const LayerJob& job) const {
     const int64_t cells = int64_t{q_.gpus} * q_.slots;
     const int64_t fair = q_.migration_budget / q_.layers + 1;
-    return static_cast<int32_t>(std::min(cells, job.incumbent.forced + std::min(q_.migration_budget, 4 * fair + 16)) + 1);
+    return static_cast<int32_t>(std::min(cells, job.incumbent.forced + 4 * fair + 16) + 1);
   }
 
   // The incumbent's objective in search units.

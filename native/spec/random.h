@@ -7,7 +7,7 @@ namespace gimbal {
 namespace spec {
 
 // The finaliser of splitmix64: a bijection of 64-bit words that passes for random.
-GIMBAL_SPEC u64 mix64(u64 x) {
+GIMBAL_SPEC constexpr u64 mix64(u64 x) {
   x += 0x9E3779B97F4A7C15ULL;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
@@ -54,6 +54,26 @@ constexpr i32 exponential_quantile(i32 i) {
   constexpr i64 kLn2Q16 = 45426;
   const i64 log_ratio = log2_q16(2ULL * kNoiseSize) - log2_q16(2ULL * static_cast<u64>(i) + 1);
   return static_cast<i32>((log_ratio * kLn2Q16) >> (32 - kNoiseBits));
+}
+
+struct NoiseTable {
+  i32 quantile[kNoiseSize];
+};
+
+// The quantiles in a fixed shuffled order, so that neighbours in the table are unrelated.
+constexpr NoiseTable make_noise_table() {
+  NoiseTable table{};
+  for (i32 i = 0; i < kNoiseSize; ++i) table.quantile[i] = exponential_quantile(i);
+  u64 state = 0x67696D62616CULL;
+  for (i32 i = kNoiseSize - 1; i > 0; --i) {
+    const u64 x = mix64(state);
+    state += 0x9E3779B97F4A7C15ULL;
+    const i32 j = static_cast<i32>(((x & 0xFFFFFFFFULL) * static_cast<u64>(i + 1)) >> 32);
+    const i32 t = table.quantile[i];
+    table.quantile[i] = table.quantile[j];
+    table.quantile[j] = t;
+  }
+  return table;
 }
 
 }  // namespace spec

@@ -36,6 +36,15 @@ constexpr i32 kReplaceEvery = 4;
 // `nearest`: changes of replicated experts tried in a step; each costs O(sources).
 constexpr i32 kNearestProbes = 6;
 
+// With a budget: the extra price of a new pair, falling geometrically from `dearest` to `cheapest` over a walk.
+GIMBAL_SPEC i32 extra_price_at(i32 dearest, i32 cheapest, i64 step, i64 total) {
+  if (dearest <= cheapest) return cheapest;
+  const i64 octaves = log2_q16(static_cast<u64>(dearest)) - log2_q16(static_cast<u64>(max_of(cheapest, 1)));
+  const i64 fallen = octaves * step / max_of<i64>(total, 1);
+  const i64 base = dearest >> (fallen >> 16);
+  return max_of(static_cast<i32>(base - ((base * (fallen & 0xFFFF)) >> 17)), cheapest);
+}
+
 template <class Team>
 class Search {
  public:

@@ -45,6 +45,12 @@ Incumbent read(Instance* instance, int32_t layer = 0) {
   return read_incumbent(in, q, layer, heat);
 }
 
+// The same experts on every GPU; their order inside one does not matter.
+std::vector<int32_t> sorted_by_gpu(std::vector<int32_t> placement, int32_t slots) {
+  for (auto row = placement.begin(); row != placement.end(); row += slots) std::sort(row, row + slots);
+  return placement;
+}
+
 // The start is a valid placement, and has as many new pairs as it says.
 void check_start(Instance* instance, const Incumbent& incumbent, int32_t layer = 0) {
   const ProblemInput& in = instance->problem();
@@ -59,7 +65,7 @@ TEST_CASE("incumbent: the same shape is kept as it is") {
   auto instance = make(4, 2, 3, 2, 3, {0, 1, 2, 3, 0, 2});
   const Incumbent i = read(instance.get());
   CHECK(i.forced == 0);
-  CHECK(i.start == std::vector<int32_t>{0, 1, 2, 3, 0, 2});
+  CHECK(sorted_by_gpu(i.start, 3) == std::vector<int32_t>{0, 1, 2, 0, 2, 3});
   CHECK(i.held[0 * 16 + 0] == 1);
   CHECK(i.held[0 * 16 + 1] == 1);
   CHECK(i.held[1 * 16 + 1] == 0);
@@ -70,7 +76,7 @@ TEST_CASE("incumbent: duplicates stay") {
   const Incumbent i = read(instance.get());
   CHECK(i.forced == 0);
   CHECK(i.held[0] == 2);
-  CHECK(i.start == std::vector<int32_t>{0, 0, 1, 2});
+  CHECK(sorted_by_gpu(i.start, 2) == std::vector<int32_t>{0, 0, 1, 2});
   check_start(instance.get(), i);
 }
 
