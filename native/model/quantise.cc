@@ -45,6 +45,11 @@ void check_shape(const ProblemInput& in) {
           std::to_string(int64_t{in.gpus} * in.slots_per_gpu));
   require(int64_t{in.experts} * (in.gpus + 15) <= kMostCells * 4, "experts", "at most 2^26 (expert, GPU) pairs",
           std::to_string(int64_t{in.experts} * in.gpus));
+  // A step of the search scores this many swaps at once; beyond it a plan could not be stopped within 20 ms.
+  constexpr int64_t kMostSwaps = int64_t{1} << 24;
+  const int64_t swaps = int64_t{in.slots_per_gpu} * in.slots_per_gpu * spec::padded_gpus(in.gpus);
+  require(in.slots_per_gpu <= (1 << 16) && swaps <= kMostSwaps, "slotsPerGpu",
+          "slotsPerGpu^2 * gpus of at most 2^24 (gpus rounded up to 16)", std::to_string(in.slots_per_gpu));
   // The search counts an expert's copies on a GPU in a byte.
   require(!in.allow_duplicates || in.slots_per_gpu <= 255, "slotsPerGpu", "at most 255 with allowDuplicates",
           std::to_string(in.slots_per_gpu));

@@ -138,20 +138,36 @@ std::vector<int32_t> LayerRig::search_tables() const {
   return all;
 }
 
-template <class T>
-T* WalkRig::take(size_t count) {
-  // No 64-byte alignment and no slack: kernels must not count on either.
-  std::vector<char> array(count * sizeof(T));
-  for (size_t i = 0; i + sizeof(int32_t) <= array.size(); i += sizeof(int32_t)) std::memcpy(array.data() + i, &poison_, sizeof(int32_t));
-  arrays_.push_back(std::move(array));
-  return reinterpret_cast<T*>(arrays_.back().data());
+// Lays the walker out as a backend does, then gives each array an allocation of its own: a word of the struct that points
+// into the layout is an array, which ends where the next one begins.
+void WalkRig::lay_out(const spec::LayerView& v, int32_t frontier) {
+  std::vector<char> together(spec::lay_out_walker(v, frontier, nullptr, &task_.state) + 64);
+  char* const memory = together.data() + (64 - reinterpret_cast<uintptr_t>(together.data()) % 64) % 64;
+  const uint64_t bytes = spec::lay_out_walker(v, frontier, memory, &task_.state);
+  static_assert(sizeof(spec::Walker) % sizeof(char*) == 0, "the struct is read word by word");
+  std::vector<char*> words(sizeof(spec::Walker) / sizeof(char*));
+  std::memcpy(words.data(), &task_.state, sizeof(spec::Walker));
+  std::vector<char*> begins = {memory + bytes};
+  const auto is_array = [&](const char* word) { return word >= memory && word <= memory + bytes; };
+  for (char* word : words) {
+    if (is_array(word)) begins.push_back(word);
+  }
+  std::sort(begins.begin(), begins.end());
+  for (char*& word : words) {
+    if (!is_array(word)) continue;
+    const auto end = std::upper_bound(begins.begin(), begins.end(), word);
+    std::vector<char> array(end == begins.end() ? 0 : static_cast<size_t>(*end - word));
+    for (size_t i = 0; i + sizeof(int32_t) <= array.size(); i += sizeof(int32_t)) {
+      std::memcpy(array.data() + i, &poison_, sizeof(int32_t));
+    }
+    arrays_.push_back(std::move(array));
+    word = arrays_.back().data();
+  }
+  std::memcpy(&task_.state, words.data(), sizeof(spec::Walker));
 }
 
 WalkRig::WalkRig(const LayerRig& layer, const WalkOptions& options) : layer_(layer), poison_(options.poison) {
   const spec::LayerView& v = layer.view();
-  const size_t stride = static_cast<size_t>(v.stride), experts = static_cast<size_t>(v.experts);
-  const size_t cells = static_cast<size_t>(v.slots) * stride;
-  const size_t sources = v.nearest ? static_cast<size_t>(v.sources) : 0;
   task_.tables = &layer.tables();
   task_.start = options.start;
   task_.walker = options.walker;
@@ -161,26 +177,7 @@ WalkRig::WalkRig(const LayerRig& layer, const WalkOptions& options) : layer_(lay
   task_.dearest = options.dearest;
   task_.cheapest = options.cheapest;
   task_.best.assign(static_cast<size_t>(v.gpus) * static_cast<size_t>(v.slots), -7);
-  spec::Walker& w = task_.state;
-  w.copies = take<uint8_t>(experts * stride);
-  w.share = take<uint32_t>(cells);
-  for (int32_t** field : {&w.expert, &w.load, &w.comm, &w.linear, &w.focus_load, &w.focus_comm, &w.rest_load, &w.rest_comm,
-                          &w.linear_delta, &w.move_load, &w.move_comm, &w.move_linear, &w.best_expert}) {
-    *field = take<int32_t>(cells);
-  }
-  for (int32_t** field : {&w.gpu_load, &w.gpu_comm, &w.gpu_linear, &w.gpu_new, &w.other_load, &w.other_comm, &w.potential}) {
-    *field = take<int32_t>(stride);
-  }
-  for (int32_t** field : {&w.replicas, &w.barred, &w.home}) *field = take<int32_t>(experts);
-  w.noise = take<int32_t>(static_cast<size_t>(spec::kNoiseSize) + stride);
-  w.scores = take<int32_t>(std::max(cells, experts));
-  w.source_share = take<int32_t>(sources);
-  w.source_distance = take<uint32_t>(sources);
-  w.spread_load = take<int32_t>(2 * stride);
-  w.spread_comm = take<int32_t>(2 * stride);
-  w.frontier_value = take<int64_t>(static_cast<size_t>(options.frontier));
-  w.frontier_expert = take<int32_t>(static_cast<size_t>(options.frontier) * cells);
-  w.frontier = options.frontier;
+  lay_out(v, options.frontier);
 }
 
 bool WalkRig::walk(int64_t until, const std::atomic<bool>* cancel) {

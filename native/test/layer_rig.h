@@ -1,6 +1,6 @@
 // One layer and its walks, driven through a chosen set of CPU kernels without the solver around them. Every array is an
-// allocation of its own and exact in size, so that a sanitizer sees any step past its end, and is filled with a pattern
-// first, so that a read of what nobody wrote shows as a difference.
+// allocation of its own, so that a sanitizer sees any step past its end, and is filled with a pattern first, so that a read
+// of what nobody wrote shows as a difference.
 #pragma once
 
 #include <cstdint>
@@ -87,8 +87,7 @@ class WalkRig {
   std::vector<int64_t> frontier_words() const;
 
  private:
-  template <class T>
-  T* take(size_t count);
+  void lay_out(const spec::LayerView& v, int32_t frontier);
 
   const LayerRig& layer_;
   std::vector<std::vector<char>> arrays_;

@@ -67,20 +67,21 @@ describe('abort', () => {
   });
 
   it('reaches plans that wait for their turn', async () => {
-    const controllers = Array.from({ length: 24 }, () => new AbortController());
-    const plans = controllers.map(({ signal }) =>
-      planPlacement(LONG, { effort: 'thorough', threads: 1, signal }),
-    );
-    const settled = Promise.allSettled(plans);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-    const start = performance.now();
-    // The last ones first: they cannot have started.
-    controllers.reverse().forEach((controller) => {
-      controller.abort();
-    });
-    const states = await settled;
-    expect(performance.now() - start).toBeLessThan(200);
-    expect(states.every(({ status }) => status === 'rejected')).toBe(true);
+    const start = (signal: AbortSignal) => planPlacement(LONG, { effort: 'thorough', threads: 1, signal });
+    const running = new AbortController();
+    setMaxListeners(0, running.signal);
+    const busy = Promise.allSettled(Array.from({ length: 64 }, () => start(running.signal)));
+    const waiting = new AbortController();
+    const late = start(waiting.signal);
+    await new Promise((resolve) => setTimeout(resolve, 300)); // all have their memory now, and four run
+    const abortedAt = performance.now();
+    waiting.abort();
+    await expect(late).rejects.toMatchObject({ name: 'AbortError' });
+    const waitedMs = performance.now() - abortedAt;
+    running.abort();
+    await busy;
+    // The plans before it in the queue take many seconds.
+    expect(waitedMs).toBeLessThan(250);
   });
 
   it('leaves no listener behind, and means nothing once the plan is done', async () => {
