@@ -18,12 +18,14 @@ std::vector<WalkOptions> walks_of(const LayerRig& rig, int64_t steps, uint64_t s
   std::vector<WalkOptions> walks(2);
   for (size_t n = 0; n < walks.size(); ++n) {
     walks[n].walker = static_cast<int32_t>(n) * 5;  // the second jitters its weights
+    walks[n].temper = spec::walker_temper(walks[n].walker);
     walks[n].key = spec::stream_key(seed, 0, walks[n].walker);
     walks[n].total_steps = steps;
   }
   if (rig.has_incumbent()) {
     walks[0].start = rig.incumbent().start.data();
     walks.push_back(walks[0]);
+    walks.back().temper = spec::budget_temper();
     walks.back().frontier = 9;
     walks.back().dearest = 1 << 18;
     walks.back().cheapest = 1 << 6;

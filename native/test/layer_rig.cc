@@ -163,7 +163,7 @@ void WalkRig::lay_out(const spec::LayerView& v, int32_t frontier) {
     arrays_.push_back(std::move(array));
     word = arrays_.back().data();
   }
-  std::memcpy(&task_.state, words.data(), sizeof(spec::Walker));
+  std::memcpy(static_cast<void*>(&task_.state), words.data(), sizeof(spec::Walker));
 }
 
 WalkRig::WalkRig(const LayerRig& layer, const WalkOptions& options) : layer_(layer), poison_(options.poison) {
@@ -171,6 +171,7 @@ WalkRig::WalkRig(const LayerRig& layer, const WalkOptions& options) : layer_(lay
   task_.tables = &layer.tables();
   task_.start = options.start;
   task_.walker = options.walker;
+  task_.temper = options.temper;
   task_.key = options.key;
   task_.total_steps = options.total_steps;
   task_.frontier = options.frontier;

@@ -60,6 +60,7 @@ class LayerRig {
 
 struct WalkOptions {
   int32_t walker = 0;
+  spec::Temper temper;
   uint64_t key = 0;
   int64_t total_steps = 64;
   int32_t frontier = 0;

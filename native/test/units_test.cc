@@ -188,7 +188,8 @@ TEST_CASE("potential: the largest score of a swap stays below 2^31, and a barred
   // One layer's loads and communication together stay below 2^25 (the search's scale). The extreme score: four potentials,
   // two maxima, two prices, two barred marks and the noise. The least barred score: one mark, less what leaves.
   const i64 layer = i64{1} << kSearchBits;
-  const i64 hottest_noise = (static_cast<i64>(exponential_quantile(0)) * (layer >> 5)) >> kNoiseBits;
+  // The temperature is capped at half of a price, and a price at the dearest layer.
+  const i64 hottest_noise = (static_cast<i64>(exponential_quantile(0)) * (layer >> 1)) >> kNoiseBits;
   i64 most_potential = 0;
   for (i64 load_worst : {layer, layer / 2, layer / 4, i64{0}}) {
     const i64 comm_worst = layer - load_worst;
