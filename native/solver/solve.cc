@@ -144,7 +144,7 @@ class Planning {
     const bool together = budgeted_ || options_.time_limit_ms > 0;
     const int32_t batch = together ? q_.layers : std::min(q_.layers, std::max(8, 4 * ws_.threads.count()));
     if (static_cast<int32_t>(ws_.jobs.size()) < batch) ws_.jobs.resize(static_cast<size_t>(batch));
-    total_work_ = int64_t{q_.layers} * walks_per_layer() * phases_;
+    total_work_ = int64_t{q_.layers} * (int64_t{walkers_} * phases_ + walks_per_layer() - walkers_);
     for (int32_t first = 0; first < q_.layers; first += batch) {
       run_batch(first, std::min(batch, q_.layers - first));
     }
@@ -173,8 +173,17 @@ class Planning {
     }
   }
 
-  // The incumbent's walker comes on top of the fresh ones; a budget leaves no room for fresh starts.
-  int32_t walks_per_layer() const { return budgeted_ || in_.incumbent == nullptr ? walkers_ : walkers_ + 1; }
+  // Without a budget the incumbent's walker comes on top of the fresh ones. With one, walkers start from the incumbent, and
+  // where the budget could pay for much of a layer, as many fresh ones go along in the first phase.
+  int32_t walks_per_layer() const {
+    if (in_.incumbent == nullptr) return walkers_;
+    if (!budgeted_) return walkers_ + 1;
+    return phase_ == 0 ? walkers_ + fresh_walkers() : walkers_;
+  }
+
+  int32_t fresh_walkers() const {
+    return 4 * q_.migration_budget >= int64_t{q_.gpus} * q_.slots ? walkers_ : 0;
+  }
 
   int64_t steps(int32_t rounds) const { return int64_t{rounds} * spec::steps_per_round(q_.gpus); }
 
@@ -229,10 +238,13 @@ class Planning {
     job->walks.resize(static_cast<size_t>(walks_per_layer()));
     for (int32_t w = 0; w < walks_per_layer(); ++w) {
       WalkTask& walk = job->walks[static_cast<size_t>(w)];
-      const bool from_incumbent = has_incumbent && (budgeted_ || w == walkers_);
+      const bool from_incumbent = has_incumbent && (budgeted_ ? w < walkers_ : w == walkers_);
       begin_walk(*job, w, &walk);
       walk.start = from_incumbent ? job->incumbent.start.data() : nullptr;
-      if (budgeted_) {
+      if (budgeted_ && !from_incumbent) {
+        walk.frontier = 0;
+        walk.temper = spec::walker_temper(w - walkers_);
+      } else if (budgeted_) {
         // From a price at which nothing moves down to one at which anything may.
         const int64_t scale = std::min<int64_t>(worth(*job), int64_t{1} << spec::kSearchBits);
         walk.dearest = static_cast<int32_t>(scale >> 1);
@@ -267,9 +279,10 @@ class Planning {
   void prepare_phase(LayerJob* job) {
     const int64_t most = int64_t{1} << spec::kSearchBits;
     const int64_t price = std::max<int64_t>(budget_price_ >> job->tables.scale.shift, 1);
+    job->walks.resize(static_cast<size_t>(walkers_));
     for (int32_t w = 0; w < walkers_; ++w) {
       WalkTask& walk = job->walks[static_cast<size_t>(w)];
-      begin_walk(*job, w + phase_ * walkers_, &walk);
+      begin_walk(*job, w + fresh_walkers() + phase_ * walkers_, &walk);
       walk.start = job->placements[static_cast<size_t>(job->chosen)].data();
       walk.dearest = static_cast<int32_t>(std::min(2 * price, most));
       walk.cheapest = static_cast<int32_t>(std::min(price / 2, most));
@@ -292,7 +305,7 @@ class Planning {
       const int64_t done = work_done_.fetch_add(1) + 1;
       options_.progress(std::min(done, total_work_), total_work_);
     };
-    const int64_t all = tasks.empty() ? 0 : tasks.front()->total_steps;
+    const int64_t all = tasks.front()->total_steps;  // the same for all
     if (options_.time_limit_ms <= 0) {
       if (!backend_.walk(tasks, all, ws_.threads, options_.cancel, on_task)) poll();
       rounds_run_ = phase_ == 0 ? rounds_in_phase() : rounds_run_ + rounds_in_phase();
@@ -326,7 +339,7 @@ class Planning {
     const int32_t cells = q_.gpus * q_.slots;
     std::vector<int32_t> placement(static_cast<size_t>(cells));
     for (const WalkTask& walk : job->walks) {
-      if (!budgeted_) {
+      if (walk.frontier == 0) {
         add_placement(job, walk.best);
         continue;
       }

@@ -2,6 +2,7 @@
 // a function of its start, its key and its steps alone.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 
@@ -225,4 +226,38 @@ TEST_CASE("search: a cancelled walk says so") {
   WalkRig other(*c.rig, c.options);
   cancel = false;
   CHECK(other.walk(c.options.total_steps, &cancel));
+}
+
+TEST_CASE("search: a round is whole temperatures and enough steps for every GPU") {
+  for (int32_t gpus = 1; gpus <= 600; ++gpus) {
+    const int32_t steps = spec::steps_per_round(gpus);
+    REQUIRE(steps % spec::kStepsPerTemperature == 0);
+    REQUIRE(steps >= gpus);
+    REQUIRE(steps >= spec::kLeastStepsPerRound);
+    REQUIRE(steps <= 4 * std::max(gpus, spec::kLeastStepsPerRound));
+    REQUIRE(steps <= spec::steps_per_round(gpus + 1));
+  }
+}
+
+TEST_CASE("search: the extra price falls from the dearest to the cheapest, and no further") {
+  Random random(30);
+  INFO("seed " << base_seed());
+  for (int n = 0; n < 500; ++n) {
+    const int32_t dearest = static_cast<int32_t>(random.any_magnitude(spec::kSearchBits));
+    const int32_t cheapest = static_cast<int32_t>(random.any_magnitude(spec::kSearchBits));
+    const int64_t total = random.between(1, 5000);
+    CAPTURE(dearest);
+    CAPTURE(cheapest);
+    CAPTURE(total);
+    int32_t last = INT32_MAX;
+    for (int64_t step = 0; step <= total; step += std::max<int64_t>(1, total / 50)) {
+      const int32_t price = spec::extra_price_at(dearest, cheapest, step, total);
+      REQUIRE(price >= std::min(dearest, cheapest));
+      REQUIRE(price <= std::max(dearest, cheapest));
+      REQUIRE(price <= last);
+      last = price;
+    }
+    if (dearest > cheapest) REQUIRE(spec::extra_price_at(dearest, cheapest, 0, total) == dearest);
+    REQUIRE(spec::extra_price_at(dearest, cheapest, total, total) <= std::max<int64_t>(cheapest, 1) * 1.1 + 1);
+  }
 }

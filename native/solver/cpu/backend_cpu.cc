@@ -133,7 +133,9 @@ class BackendCpu final : public Backend {
             const std::function<void()>& on_task) override {
     std::atomic<bool> finished{true};
     threads.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
-      if (!walk_one(tasks[static_cast<size_t>(i)], until, cancel)) finished.store(false);
+      // After a cancellation not even a start is built: there may be thousands of tasks.
+      const bool stop = cancel != nullptr && cancel->load(std::memory_order_relaxed);
+      if (stop || !walk_one(tasks[static_cast<size_t>(i)], until, cancel)) finished.store(false);
       if (on_task) on_task();
     });
     return finished.load();
