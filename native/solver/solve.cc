@@ -85,6 +85,20 @@ CommPattern find_pattern(const Quantised& q) {
   return p;
 }
 
+// One layer's exact inputs, without the tables that a backend fills.
+spec::FineLayer fine_layer(const Quantised& q, int32_t layer) {
+  spec::FineLayer fine;
+  fine.experts = q.experts;
+  fine.gpus = q.gpus;
+  fine.slots = q.slots;
+  fine.sources = q.sources;
+  fine.nearest = q.nearest;
+  fine.tokens = q.tokens + static_cast<size_t>(layer) * static_cast<size_t>(q.sources) * static_cast<size_t>(q.experts);
+  fine.compute_cost = q.compute_cost.data();
+  fine.comm_cost = q.comm_cost.data();
+  return fine;
+}
+
 // What a layer needs from its tables on to its finished plan.
 struct LayerJob {
   int32_t layer = 0;
@@ -217,17 +231,8 @@ class Planning {
     job->placements.clear();
     job->points.clear();
     job->chosen = -1;
-    spec::FineLayer fine;
-    fine.experts = q_.experts;
-    fine.gpus = q_.gpus;
-    fine.slots = q_.slots;
-    fine.sources = q_.sources;
-    fine.nearest = q_.nearest;
-    fine.tokens = q_.tokens + static_cast<size_t>(layer) * static_cast<size_t>(q_.sources) * static_cast<size_t>(q_.experts);
-    fine.compute_cost = q_.compute_cost.data();
-    fine.comm_cost = q_.comm_cost.data();
     LayerTables& tables = job->tables;
-    backend_.fill_tables(fine, q_.weights, pattern_, q_.uniform_compute, q_.allow_duplicates, &tables);
+    backend_.fill_tables(fine_layer(q_, layer), q_.weights, pattern_, q_.uniform_compute, q_.allow_duplicates, &tables);
     const bool has_incumbent = in_.incumbent != nullptr;
     if (has_incumbent) {
       job->incumbent = read_incumbent(in_, q_, layer, tables.expert_tokens);
@@ -565,16 +570,7 @@ Evaluation evaluate_placements(const ProblemInput& problem, const int32_t* candi
   FirstFault fault;
   threads.parallel_for(q.layers, [&](int64_t layer) {
     LayerTables tables;
-    spec::FineLayer fine;
-    fine.experts = q.experts;
-    fine.gpus = q.gpus;
-    fine.slots = q.slots;
-    fine.sources = q.sources;
-    fine.nearest = q.nearest;
-    fine.tokens = q.tokens + static_cast<size_t>(layer) * static_cast<size_t>(q.sources) * static_cast<size_t>(q.experts);
-    fine.compute_cost = q.compute_cost.data();
-    fine.comm_cost = q.comm_cost.data();
-    backend.fill_tables(fine, q.weights, pattern, q.uniform_compute, q.allow_duplicates, &tables);
+    backend.fill_tables(fine_layer(q, static_cast<int32_t>(layer)), q.weights, pattern, q.uniform_compute, q.allow_duplicates, &tables);
     Incumbent incumbent;
     if (problem.incumbent != nullptr) {
       incumbent = read_incumbent(problem, q, static_cast<int32_t>(layer), tables.expert_tokens);
