@@ -91,7 +91,7 @@ GIMBAL_SPEC_LONG void improve_prices(const LayerView& v, i32 extra_price, i32 it
         const i32 load = v.uniform_compute ? v.load[e] : v.load[static_cast<i64>(e) * v.stride + g];
         const i32 fresh = v.held != nullptr && v.held[static_cast<i64>(e) * v.stride + g] == 0 ? v.price + extra_price : 0;
         row[g] = mul_q31(load, static_cast<u32>(prices.load[g])) +
-                 mul_q31(comm[g], static_cast<u32>(prices.comm[g] + v.total_scale)) + fresh +
+                 mul_q31(comm[g], static_cast<u32>(min_of<i64>(prices.comm[g] + v.total_scale, UINT32_MAX))) + fresh +
                  static_cast<i32>(prices.slot[g]);
         least = min_of(least, row[g]);
       }
@@ -125,13 +125,9 @@ GIMBAL_SPEC_LONG void improve_prices(const LayerView& v, i32 extra_price, i32 it
 GIMBAL_SPEC_LONG i64 prove_bound(const FineLayer& v, const FineWeights& w, const DualPrices& prices, const u8* held, i64 migration,
                        int shift, i64 least_load, i64* minimum) {
   const i32 stride = padded_gpus(v.gpus);
-  i64 bound = 0, load_sum = 0, comm_sum = 0;
+  i64 bound = 0, load_sum = 0;
   const i64 rounding = 2 * i64{v.slots} * v.gpus * (v.nearest ? v.sources : 1) + 8;
-  for (i32 g = 0; g < v.gpus; ++g) {
-    load_sum += prices.load[g] * w.load >> 31;
-    comm_sum += prices.comm[g];
-  }
-  (void)comm_sum;
+  for (i32 g = 0; g < v.gpus; ++g) load_sum += prices.load[g] * w.load >> 31;
   const u32 comm_weight = max_of(w.comm_max, w.comm_total);
   if (v.nearest) {
     // Every (source, expert) flow goes to the GPU cheapest for it; the choice is the same for all experts of a source.
@@ -141,9 +137,10 @@ GIMBAL_SPEC_LONG i64 prove_bound(const FineLayer& v, const FineWeights& w, const
       i64 least = INT64_MAX;
       for (i32 g = 0; g < v.gpus; ++g) {
         const u32 u = static_cast<u32>(prices.load[g] * w.load >> 31);
-        const u32 c = static_cast<u32>((prices.comm[g] * comm_weight >> 31) + w.comm_total);
-        least = min_of(least, mul_q31_wide(tokens * v.compute_cost[g], u) +
-                                  mul_q31_wide(tokens * v.comm_cost[static_cast<i64>(s) * v.gpus + g], c));
+        const u32 c = static_cast<u32>(prices.comm[g] * comm_weight >> 31);
+        const i64 comm = tokens * v.comm_cost[static_cast<i64>(s) * v.gpus + g];
+        least = min_of(least, mul_q31_wide(tokens * v.compute_cost[g], u) + mul_q31_wide(comm, c) +
+                                  mul_q31_wide(comm, w.comm_total));
       }
       bound += least;
     }
@@ -151,12 +148,13 @@ GIMBAL_SPEC_LONG i64 prove_bound(const FineLayer& v, const FineWeights& w, const
     for (i32 e = 0; e < v.experts; ++e) minimum[e] = INT64_MAX;
     for (i32 g = 0; g < v.gpus; ++g) {
       const u32 u = static_cast<u32>(prices.load[g] * w.load >> 31);
-      const u32 c = static_cast<u32>((prices.comm[g] * comm_weight >> 31) + w.comm_total);
+      const u32 c = static_cast<u32>(prices.comm[g] * comm_weight >> 31);
       const i64 slot = prices.slot[g] << shift;
       const i64* comm = v.comm + static_cast<i64>(g) * v.experts;
       for (i32 e = 0; e < v.experts; ++e) {
         const i64 fresh = held != nullptr && held[static_cast<i64>(e) * stride + g] == 0 ? migration : 0;
-        const i64 cost = mul_q31_wide(v.expert_tokens[e] * v.compute_cost[g], u) + mul_q31_wide(comm[e], c) + fresh + slot;
+        const i64 cost = mul_q31_wide(v.expert_tokens[e] * v.compute_cost[g], u) + mul_q31_wide(comm[e], c) +
+                         mul_q31_wide(comm[e], w.comm_total) + fresh + slot;
         minimum[e] = min_of(minimum[e], cost);
       }
       bound -= slot * v.slots;
