@@ -36,7 +36,7 @@ struct CommPattern {
   spec::CostPattern view() const { return {base.data(), first.data(), source.data(), magnitude.data(), below.data()}; }
 };
 
-// One walk of one layer, resumable: a walk of [0, b) and then [b, c) is the walk of [0, c).
+// One walk of one layer, resumable after any round: a walk of [0, b) and then [b, c) is the walk of [0, c).
 struct WalkTask {
   const LayerTables* tables = nullptr;
   const int32_t* start = nullptr;  // [gpus][slots]; null: construct by the walker's variant

@@ -208,5 +208,32 @@ GIMBAL_SPEC void fill_nearest_tables(const FineLayer& v, const FineWeights& w, c
   }
 }
 
+// The search's view of a layer whose tables are filled; without an incumbent, which the caller adds.
+GIMBAL_SPEC LayerView view_of(const FineLayer& fine, const SearchTables& t, const SearchScale& scale, bool uniform,
+                              bool allow_duplicates) {
+  LayerView v;
+  v.experts = fine.experts;
+  v.gpus = fine.gpus;
+  v.stride = padded_gpus(fine.gpus);
+  v.slots = fine.slots;
+  v.sources = fine.sources;
+  v.nearest = fine.nearest;
+  v.uniform_compute = uniform;
+  v.allow_duplicates = allow_duplicates;
+  v.comm_term = scale.comm_term;
+  v.max_scale = scale.max_scale;
+  v.total_scale = scale.total_scale;
+  v.load = t.load;
+  v.load_t = t.load_t;
+  v.comm = t.comm;
+  v.comm_t = t.comm_t;
+  v.source_load = t.source_load;
+  v.source_comm = t.source_comm;
+  v.compute_factor = t.compute_factor;
+  v.comm_factor = t.comm_factor;
+  v.distance = t.distance;
+  return v;
+}
+
 }  // namespace spec
 }  // namespace gimbal

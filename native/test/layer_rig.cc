@@ -89,26 +89,7 @@ LayerRig::LayerRig(const CpuKernels& kernels, const ProblemInput& in, const Quan
                       scratch.data(), &fine, &tables_.scale);
 
   spec::LayerView& v = tables_.view;
-  v.experts = q.experts;
-  v.gpus = q.gpus;
-  v.stride = static_cast<int32_t>(stride);
-  v.slots = q.slots;
-  v.sources = q.sources;
-  v.nearest = q.nearest;
-  v.uniform_compute = uniform;
-  v.allow_duplicates = q.allow_duplicates;
-  v.comm_term = tables_.scale.comm_term;
-  v.max_scale = tables_.scale.max_scale;
-  v.total_scale = tables_.scale.total_scale;
-  v.load = t.load;
-  v.load_t = t.load_t;
-  v.comm = t.comm;
-  v.comm_t = t.comm_t;
-  v.source_load = t.source_load;
-  v.source_comm = t.source_comm;
-  v.compute_factor = t.compute_factor;
-  v.comm_factor = t.comm_factor;
-  v.distance = t.distance;
+  v = spec::view_of(fine, t, tables_.scale, uniform, q.allow_duplicates);
   if (in.incumbent == nullptr) return;
   incumbent_ = read_incumbent(in, q, layer, tables_.expert_tokens);
   v.held = incumbent_.held.data();

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "../../spec/tables.h"
 #include "../backend.h"
 #include "../registry.h"
 #include "kernels.h"
@@ -65,32 +66,6 @@ spec::SearchTables lay_out_tables(const spec::FineLayer& fine, bool uniform, Tab
   return t;
 }
 
-spec::LayerView view_of(const spec::FineLayer& fine, const spec::SearchTables& t, const spec::SearchScale& scale,
-                        bool uniform, bool allow_duplicates) {
-  spec::LayerView v;
-  v.experts = fine.experts;
-  v.gpus = fine.gpus;
-  v.stride = spec::padded_gpus(fine.gpus);
-  v.slots = fine.slots;
-  v.sources = fine.sources;
-  v.nearest = fine.nearest;
-  v.uniform_compute = uniform;
-  v.allow_duplicates = allow_duplicates;
-  v.comm_term = scale.comm_term;
-  v.max_scale = scale.max_scale;
-  v.total_scale = scale.total_scale;
-  v.load = t.load;
-  v.load_t = t.load_t;
-  v.comm = t.comm;
-  v.comm_t = t.comm_t;
-  v.source_load = t.source_load;
-  v.source_comm = t.source_comm;
-  v.compute_factor = t.compute_factor;
-  v.comm_factor = t.comm_factor;
-  v.distance = t.distance;
-  return v;
-}
-
 struct Scratch {
   std::vector<int64_t> wide;
   std::vector<int32_t> narrow;
@@ -126,7 +101,7 @@ class BackendCpu final : public Backend {
     const spec::SearchTables tables = lay_out_tables(fine, uniform, &arena);
     kernels_.fill_tables(weights, pattern.view(), uniform, tables, out->expert_tokens.data(), out->comm_fine.data(),
                          thread_scratch(2 * experts, 0).wide.data(), &out->fine, &out->scale);
-    out->view = view_of(fine, tables, out->scale, uniform, allow_duplicates);
+    out->view = spec::view_of(fine, tables, out->scale, uniform, allow_duplicates);
   }
 
   bool walk(std::vector<WalkTask*>& tasks, int64_t until, Threads& threads, const std::atomic<bool>* cancel,
