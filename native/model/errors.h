@@ -7,7 +7,16 @@
 
 namespace gimbal {
 
-enum class ErrorCode { kInvalidInput, kInfeasible, kOutOfRange, kBackendUnavailable, kCancelled, kInternal };
+enum class ErrorCode {
+  kInvalidInput,
+  kInfeasible,
+  kOutOfRange,
+  kBackendUnavailable,
+  kBackendFailed,  // a device or its driver refused
+  kDeviceMemory,   // as above; a smaller batch may do
+  kCancelled,
+  kInternal,
+};
 
 // Names the field at fault, what was expected and what came, so that the binding can build a typed JS error.
 class Error : public std::exception {

@@ -14,7 +14,7 @@ namespace {
 
 class Builder {
  public:
-  Builder(const Quantised& q, const std::vector<int64_t>& heat)
+  Builder(const Quantised& q, const int64_t* heat)
       : q_(q),
         heat_(heat),
         stride_(spec::padded_gpus(q.gpus)),
@@ -140,7 +140,7 @@ class Builder {
   }
 
   const Quantised& q_;
-  const std::vector<int64_t>& heat_;
+  const int64_t* heat_;  // [experts]
   const int32_t stride_;
   std::vector<int32_t> start_;
   std::vector<int32_t> used_;
@@ -152,8 +152,7 @@ class Builder {
   std::vector<char> visited_;
 };
 
-}  // namespace
-
+// Distinct (expert, GPU) pairs of a placement [gpus][slots] that the incumbent lacks.
 int64_t count_new_pairs(const Quantised& q, const Incumbent& incumbent, const int32_t* placement) {
   const size_t stride = static_cast<size_t>(spec::padded_gpus(q.gpus));
   int64_t count = 0;
@@ -166,6 +165,8 @@ int64_t count_new_pairs(const Quantised& q, const Incumbent& incumbent, const in
   }
   return count;
 }
+
+}  // namespace
 
 void check_incumbent(const ProblemInput& in) {
   if (in.incumbent == nullptr) return;
@@ -184,7 +185,7 @@ void check_incumbent(const ProblemInput& in) {
   }
 }
 
-Incumbent read_incumbent(const ProblemInput& in, const Quantised& q, int32_t layer, const std::vector<int64_t>& heat) {
+Incumbent read_incumbent(const ProblemInput& in, const Quantised& q, int32_t layer, const int64_t* heat) {
   const int32_t stride = spec::padded_gpus(q.gpus);
   Incumbent result;
   result.held.assign(static_cast<size_t>(q.experts) * static_cast<size_t>(stride), 0);

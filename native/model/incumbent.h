@@ -15,14 +15,11 @@ struct Incumbent {
   int32_t forced = 0;          // new pairs in `start`: no whole placement has fewer
 };
 
-// Distinct (expert, GPU) pairs of a placement [gpus][slots] that the incumbent lacks.
-int64_t count_new_pairs(const Quantised& problem, const Incumbent& incumbent, const int32_t* placement);
-
 // Checks every layer's entries. Throws Error that names the slot.
 void check_incumbent(const ProblemInput& input);
 
 // `heat` [experts] says which experts deserve the slots that the incumbent leaves empty.
 Incumbent read_incumbent(const ProblemInput& input, const Quantised& problem, int32_t layer,
-                         const std::vector<int64_t>& heat);
+                         const int64_t* heat);
 
 }  // namespace gimbal

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../spec/cost.h"
+#include "../spec/types.h"
 #include "problem.h"
 
 namespace gimbal {

@@ -1,30 +1,22 @@
 // What a backend does for the solver: fill tables, walk, price placements, prove bounds. All control flow stays in solve.cc;
-// a sibling backend (CUDA) implements this interface over the same spec and returns the same integers.
+// each backend runs the same spec over its own Teams and returns the same integers.
+//
+// Its unit of work is a batch: some layers of one problem, with their tables, walks and placements in the backend's own
+// memory, wherever that is. Only priced placements, and in the end the chosen ones, come back.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "../spec/cost.h"
-#include "../spec/layer.h"
-#include "../spec/potential.h"
-#include "../spec/table_types.h"
+#include "../model/quantise.h"
+#include "../spec/types.h"
 #include "threads.h"
 
 namespace gimbal {
-
-// Memory of one layer's tables, reused between plans.
-struct LayerTables {
-  std::vector<int64_t> expert_tokens;  // [experts]
-  std::vector<int64_t> comm_fine;      // [gpus][experts]
-  std::vector<int32_t> arena;          // the search tables
-  spec::FineLayer fine;
-  spec::LayerView view;
-  spec::SearchScale scale;
-};
 
 // The pattern of the communication costs, found once for all layers.
 struct CommPattern {
@@ -36,26 +28,79 @@ struct CommPattern {
   spec::CostPattern view() const { return {base.data(), first.data(), source.data(), magnitude.data(), below.data()}; }
 };
 
-// One walk of one layer, resumable after any round: a walk of [0, b) and then [b, c) is the walk of [0, c).
-struct WalkTask {
-  const LayerTables* tables = nullptr;
-  const int32_t* start = nullptr;  // [gpus][slots]; null: construct by the walker's variant
-  int32_t walker = 0;
-  uint64_t key = 0;
-  spec::Temper temper;
-  int64_t total_steps = 0;
-  int32_t frontier = 0;  // with a budget: numbers of migrations to keep the best placement for
-  // With a budget: the extra price of a new pair falls from `dearest` to `cheapest` over the walk.
-  int32_t dearest = 0;
-  int32_t cheapest = 0;
-  // State and results.
-  std::vector<char> memory;
-  spec::Walker state;
-  spec::Potential load_potential;
-  spec::Potential comm_potential;
-  int64_t steps_done = -1;  // -1: not started
-  int64_t best_value = 0;  // search units
-  std::vector<int32_t> best;  // [gpus][slots]
+// Layers [first, first + count) of a problem. What it points to outlives the batch's use of it.
+struct BatchInputs {
+  const Quantised* problem = nullptr;
+  const CommPattern* pattern = nullptr;
+  int32_t first = 0;
+  int32_t count = 0;
+};
+
+// One layer's exact inputs, without the tables that a backend fills.
+spec::FineLayer fine_layer(const Quantised& q, int32_t layer);
+
+// The placement in force, as the search takes it. The arrays outlive the batch's use of them.
+struct HeldPlacement {
+  const uint8_t* held = nullptr;   // [experts][stride]; null: there is none
+  const int32_t* start = nullptr;  // [gpus][slots]
+};
+
+// A placement that a batch holds, with its exact terms. Ids rise in the order in which placements are found; the
+// incumbent's start is 0.
+struct Found {
+  int32_t id = 0;
+  spec::FineTerms terms;
+};
+
+struct WalkOrder {
+  static constexpr int32_t kConstruct = -1;
+  spec::WalkPlan plan;
+  int32_t start = kConstruct;  // the id of the placement to start from
+  int32_t frontier = 0;        // with a budget: numbers of migrations to keep the best placement for
+};
+
+// What a batch asks of the solver while it fills. Called for each layer n of the batch, perhaps from several threads at once.
+struct FillHooks {
+  // The layer's expert_tokens [experts] stand: which placement is in force? Null where none is.
+  std::function<HeldPlacement(int32_t n, const int64_t* expert_tokens)> held;
+  // The layer's tables stand, and the incumbent's start is priced.
+  std::function<void(int32_t n, int shift, const spec::FineTerms& incumbent)> ready;
+};
+
+// The terms of candidates, each [candidates][layers of the batch].
+struct BatchEvaluation {
+  spec::FineTerms* terms = nullptr;
+  int32_t* bad_slot = nullptr;  // -1: valid; else the first slot at fault, 0 where an expert has none at all
+};
+
+class LayerBatch {
+ public:
+  virtual ~LayerBatch() = default;
+
+  // Starts over with these layers.
+  virtual void fill(const BatchInputs& inputs, Threads& threads, const FillHooks& hooks) = 0;
+  // Asks for the bound of every layer with new pairs at each of `prices`; may be worked on until bound() is called.
+  virtual void prove(const std::vector<int64_t>& prices, int32_t iterations) = 0;
+  // Sets out the walks of each layer; all have the same total_steps.
+  virtual void begin_walks(const std::vector<std::vector<WalkOrder>>& layers) = 0;
+  // Walks every walk on to step `until`, or its end. Returns false where cancelled. `on_walks(n)`: n more are there.
+  virtual bool walk(int64_t until, Threads& threads, const std::atomic<bool>* cancel,
+                    const std::function<void(int64_t)>& on_walks) = 0;
+  // Prices what the walks of each layer found: all that they keep, or only the best placement of the layer, incumbent
+  // included, by objective, then migrations, then id. `then` may run on several threads.
+  virtual void collect(bool best_only, Threads& threads,
+                       const std::function<void(int32_t n, const std::vector<Found>&)>& then) = 0;
+  // Of all placements, only these will be asked for again. ids [layers][...], rising.
+  virtual void keep(const std::vector<std::vector<int32_t>>& ids) = 0;
+  // Brings back one placement of each layer, of none where its id is -1; placement() is valid until the next call of another method.
+  virtual void fetch(const std::vector<int32_t>& ids) = 0;
+  virtual const int32_t* placement(int32_t n) const = 0;  // [gpus][slots]
+  // A proved lower bound on the layer's J at prices[which] of prove(). May be called from several threads.
+  virtual int64_t bound(int32_t n, size_t which) = 0;
+  // Prices candidates [count][layer_stride layers][all_gpus * slots], of which the batch's are [first, first + count).
+  // Returns false where cancelled.
+  virtual bool evaluate(const int32_t* candidates, int64_t count, int64_t layer_stride, Threads& threads,
+                        const std::atomic<bool>* cancel, const BatchEvaluation& out) = 0;
 };
 
 class Backend {
@@ -63,19 +108,9 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
   virtual std::string detail() const = 0;
-  // Fills `tables` but for view.held, which the caller sets. `fine` has everything but the tables.
-  virtual void fill_tables(const spec::FineLayer& fine, const spec::FineWeights& weights, const CommPattern& pattern,
-                           bool uniform_compute, bool allow_duplicates, LayerTables* tables) = 0;
-  // Walks every task on to step `until` (or its total). Returns false where cancelled.
-  virtual bool walk(std::vector<WalkTask*>& tasks, int64_t until, Threads& threads, const std::atomic<bool>* cancel,
-                    const std::function<void()>& on_task) = 0;
-  // Exact terms of `count` placements of one layer, each [gpus][slots] at `stride` elements apart.
-  virtual void evaluate(const LayerTables& tables, const int32_t* placements, int64_t count, int64_t stride,
-                        spec::FineTerms* terms) = 0;
-  // A proved lower bound on the layer's J with new pairs at `migration` each.
-  virtual int64_t bound(const LayerTables& tables, const spec::FineWeights& weights, int64_t migration,
-                        int32_t iterations) = 0;
+  // As many layers as a batch should have where the choice is free, on so many threads.
+  virtual int32_t layers_per_batch(int32_t threads) const = 0;
+  virtual std::unique_ptr<LayerBatch> make_batch() = 0;
 };
-
 
 }  // namespace gimbal

@@ -27,11 +27,11 @@ GIMBAL_SPEC StartVariant start_variant(i32 walker) {
 template <class Team>
 class Construct {
  public:
-  GIMBAL_SPEC Construct(Team& team, const LayerView& view, const Walker& walker)
+  GIMBAL_OVER_TEAM Construct(Team& team, const LayerView& view, const Walker& walker)
       : team_(team), v_(view), w_(walker) {}
 
   // Fills w.expert and w.replicas. Uses the walker's other arrays as scratch.
-  GIMBAL_SPEC void run(StartVariant variant, u64 key) {
+  GIMBAL_OVER_TEAM void run(StartVariant variant, u64 key) {
     weigh(variant, key);
     replicate();
     pack(variant);
@@ -39,12 +39,13 @@ class Construct {
 
  private:
   // An expert's weight: its load and its mean communication, in one unit.
-  GIMBAL_SPEC void weigh(StartVariant variant, u64 key) {
+  GIMBAL_OVER_TEAM void weigh(StartVariant variant, u64 key) {
     const LayerView v = v_;
     const Walker w = w_;
     i32* const weight = w.home;
     team_.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA {
       i64 sum = 0;
+      GIMBAL_ROLLED
       for (i32 h = 0; h < v.gpus; ++h) {
         sum += v.uniform_compute ? v.load[e] : v.load[e * v.stride + h];
         if (v.comm_term != CommTerm::kAbsent) sum += v.comm[e * v.stride + h];
@@ -56,7 +57,7 @@ class Construct {
   }
 
   // One more replica for the expert whose replicas weigh most, until every slot has one.
-  GIMBAL_SPEC void replicate() {
+  GIMBAL_OVER_TEAM void replicate() {
     const LayerView v = v_;
     const Walker w = w_;
     const i32 most = v.allow_duplicates ? v.slots * v.gpus : v.gpus;
@@ -69,18 +70,21 @@ class Construct {
     }
   }
 
-  GIMBAL_SPEC void pack(StartVariant variant) {
+  GIMBAL_OVER_TEAM void pack(StartVariant variant) {
     const LayerView v = v_;
     const Walker w = w_;
     i32* const filled = w.gpu_new;
     team_.for_each(v.stride, [=](i32 h) GIMBAL_LAMBDA {
       w.gpu_load[h] = w.gpu_comm[h] = filled[h] = 0;
+      GIMBAL_ROLLED
       for (i32 k = 0; k < v.slots; ++k) w.expert[k * v.stride + h] = h < v.gpus ? -1 : 0;
     });
     team_.for_each(v.experts * v.stride, [=](i32 i) GIMBAL_LAMBDA { w.copies[i] = 0; });
     order_by_share();
+    GIMBAL_ROLLED
     for (i32 n = 0; n < v.experts; ++n) {
       const i32 e = w.focus_comm[n];
+      GIMBAL_ROLLED
       for (i32 replica = 0; replica < w.replicas[e]; ++replica) {
         const Best spot = cheapest_gpu(e, variant);
         team_.single([=]() GIMBAL_LAMBDA {
@@ -95,22 +99,23 @@ class Construct {
   }
 
   // Writes the experts by falling share to focus_comm, equals by id: each counts who comes before it.
-  GIMBAL_SPEC void order_by_share() {
+  GIMBAL_OVER_TEAM void order_by_share() {
     const LayerView v = v_;
     const Walker w = w_;
     i32* const share = w.focus_load;
+    i32* const before = w.rest_load;
     i32* const order = w.focus_comm;
-    team_.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA { share[e] = mul_q31(w.home[e], share_q31(w.replicas[e])); });
-    for (i32 e = 0; e < v.experts; ++e) {
-      const i32 own = share[e];
-      const i64 before = team_.sum(v.experts, [=](i32 x) GIMBAL_LAMBDA {
-        return i64{share[x] > own || (share[x] == own && x < e) ? 1 : 0};
-      });
-      team_.single([=]() GIMBAL_LAMBDA { order[before] = e; });
-    }
+    team_.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA {
+      share[e] = mul_q31(w.home[e], share_q31(w.replicas[e]));
+      before[e] = 0;
+    });
+    team_.for_each3(1, v.experts, v.experts, [=](i32, i32 x, i32 e) GIMBAL_LAMBDA {
+      before[e] += share[x] > share[e] || (share[x] == share[e] && x < e) ? 1 : 0;
+    });
+    team_.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA { order[before[e]] = e; });
   }
 
-  GIMBAL_SPEC Best cheapest_gpu(i32 e, StartVariant variant) {
+  GIMBAL_OVER_TEAM Best cheapest_gpu(i32 e, StartVariant variant) {
     const LayerView v = v_;
     const Walker w = w_;
     const u32 share = share_q31(w.replicas[e]);
@@ -126,7 +131,7 @@ class Construct {
     });
   }
 
-  GIMBAL_SPEC static void place(const LayerView& v, const Walker& w, i32 e, i32 h) {
+  GIMBAL_OVER_TEAM static void place(const LayerView& v, const Walker& w, i32 e, i32 h) {
     const u32 share = share_q31(w.replicas[e]);
     w.expert[w.gpu_new[h]++ * v.stride + h] = e;
     ++w.copies[e * v.stride + h];
@@ -136,11 +141,14 @@ class Construct {
 
   // Every GPU with a free slot holds e already: move some expert f of a full GPU without e to the free slot, and put e
   // in its place. One exists: the full GPU has more distinct experts than the one with room.
-  GIMBAL_SPEC static void make_room(const LayerView& v, const Walker& w, i32 e) {
+  GIMBAL_OVER_TEAM static void make_room(const LayerView& v, const Walker& w, i32 e) {
+    GIMBAL_ROLLED
     for (i32 h = 0; h < v.gpus; ++h) {
       if (w.gpu_new[h] >= v.slots) continue;
+      GIMBAL_ROLLED
       for (i32 g = 0; g < v.gpus; ++g) {
         if (w.copies[e * v.stride + g] > 0) continue;
+        GIMBAL_ROLLED
         for (i32 k = 0; k < v.slots; ++k) {
           const i32 f = w.expert[k * v.stride + g];
           if (f < 0 || w.copies[f * v.stride + h] > 0) continue;

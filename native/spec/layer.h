@@ -44,113 +44,110 @@ struct LayerView {
 // A walker's memory. Arrays over slots are [slots][stride]: one row per slot number, one lane per GPU.
 struct Walker {
   // The placement.
-  i32* expert;    // [slots][stride]
-  i32* replicas;  // [experts]
-  u8* copies;     // [experts][stride]
+  i32* expert = nullptr;    // [slots][stride]
+  i32* replicas = nullptr;  // [experts]
+  u8* copies = nullptr;     // [experts][stride]
   // What each slot costs its GPU, and the sums.
-  u32* share;      // [slots][stride], Q31
-  i32* load;       // [slots][stride]
-  i32* comm;       // [slots][stride]
-  i32* linear;     // [slots][stride]: the slot's part of the total communication, and its price
-  i32* gpu_load;   // [stride]
-  i32* gpu_comm;   // [stride]
-  i32* gpu_linear;  // [stride]
-  i32* gpu_new;     // [stride]: slots that hold a pair the incumbent lacks
+  u32* share = nullptr;      // [slots][stride], Q31
+  i32* load = nullptr;       // [slots][stride]
+  i32* comm = nullptr;       // [slots][stride]
+  i32* linear = nullptr;     // [slots][stride]: the slot's part of the total communication, and its price
+  i32* gpu_load = nullptr;   // [stride]
+  i32* gpu_comm = nullptr;   // [stride]
+  i32* gpu_linear = nullptr;  // [stride]
+  i32* gpu_new = nullptr;     // [stride]: slots that hold a pair the incumbent lacks
   // One scan of the swaps around a focus GPU g: what the slot's expert would cost on g, what is left without it, ...
-  i32* focus_load;  // [slots][stride]
-  i32* focus_comm;  // [slots][stride]
-  i32* rest_load;   // [slots][stride]
-  i32* rest_comm;   // [slots][stride]
-  i32* linear_delta;  // [slots][stride]
+  i32* focus_load = nullptr;  // [slots][stride]
+  i32* focus_comm = nullptr;  // [slots][stride]
+  i32* rest_load = nullptr;   // [slots][stride]
+  i32* rest_comm = nullptr;   // [slots][stride]
+  i32* linear_delta = nullptr;  // [slots][stride]
   // ... what each of g's experts would cost on every GPU, ...
-  i32* move_load;    // [slots][stride]
-  i32* move_comm;    // [slots][stride]
-  i32* move_linear;  // [slots][stride]
+  i32* move_load = nullptr;    // [slots][stride]
+  i32* move_comm = nullptr;    // [slots][stride]
+  i32* move_linear = nullptr;  // [slots][stride]
   // ... and the busiest of the GPUs that the swap leaves alone.
-  i32* other_load;  // [stride]
-  i32* other_comm;  // [stride]
-  i32* potential;   // [stride]
-  i32* barred;      // [experts], 0 or kBarred
-  i32* noise;       // [kNoiseSize + stride], scaled by the temperature
-  i32* scores;      // [max(slots * stride, experts) + stride], scratch of the CPU's argmin
-  i32* home;        // [experts]: the GPU of the replica placed last; the only one where there is one replica
+  i32* other_load = nullptr;  // [stride]
+  i32* other_comm = nullptr;  // [stride]
+  i32* potential = nullptr;   // [stride]
+  i32* barred = nullptr;      // [experts], 0 or kBarred
+  i32* noise = nullptr;       // [kNoiseSize + stride], scaled by the temperature
+  i32* home = nullptr;        // [experts]: the GPU of an expert's only replica; of no meaning where there are more
   // `nearest`: the replica choice of each source for the expert at hand, and the contributions of two experts.
-  i32* host_gpu;       // [gpus + 1]: the GPUs of the expert at hand, and at the end how many they are
-  i32* host_copies;    // [gpus]
-  i32* source_share;   // [sources]
-  u32* source_distance;  // [sources]
-  i32* spread_load;    // [2][stride]
-  i32* spread_comm;    // [2][stride]
+  i32* host_gpu = nullptr;       // [gpus + 1]: the GPUs of the expert at hand, and at the end how many they are
+  i32* host_copies = nullptr;    // [gpus]
+  i32* source_share = nullptr;   // [sources]
+  u32* source_distance = nullptr;  // [sources]
+  i32* spread_load = nullptr;    // [2][stride]
+  i32* spread_comm = nullptr;    // [2][stride]
   // The best placement so far, and with a migration budget the best for each number of migrations.
-  i32* best_expert;      // [slots][stride]
-  i64* frontier_value;   // [frontier]
-  i32* frontier_expert;  // [frontier][slots][stride]
+  i32* best_expert = nullptr;      // [slots][stride]
+  i64* frontier_value = nullptr;   // [frontier]
+  i32* frontier_expert = nullptr;  // [frontier][slots][stride]
   i32 frontier = 0;      // numbers of migrations kept: 0 .. frontier - 1; 0 without a budget
 };
 
-// Where a walker's arrays lie: place() hands out one after the other, each aligned to a whole vector.
-struct WalkerLayout {
+// Where arrays lie: place() hands out one after the other, each aligned to a whole vector; without memory it only counts.
+struct ArrayLayout {
+  char* memory = nullptr;  // 64-byte aligned
   u64 bytes = 0;
-  GIMBAL_SPEC u64 place(u64 count, u64 size) {
-    const u64 at = bytes;
-    bytes += (count * size + 63) / 64 * 64;
-    return at;
+  template <class T>
+  GIMBAL_SPEC void place(T** field, u64 count) {
+    if (memory != nullptr) *field = reinterpret_cast<T*>(memory + bytes);
+    bytes += (count * sizeof(T) + 63) / 64 * 64;
   }
 };
 
-// Points a walker's arrays into `memory` (64-byte aligned), or with null only counts the bytes they need.
-GIMBAL_SPEC_LONG u64 lay_out_walker(const LayerView& view, i32 frontier, char* memory, Walker* walker) {
-  WalkerLayout layout;
-  const u64 stride = static_cast<u64>(view.stride);
+struct WalkerBytes {
+  u64 work;  // what every step reads and writes
+  u64 kept;  // what a walk leaves behind: its best placement, and with a budget the best for each number of migrations
+};
+
+// Points a walker's arrays into its two pieces of memory, or with null for both only counts the bytes they need.
+GIMBAL_SPEC WalkerBytes lay_out_walker(const LayerView& view, i32 frontier, char* work_memory, char* kept_memory,
+                                       Walker* walker) {
+  const u64 stride = static_cast<u64>(view.stride) / 16 * 16;  // as it is; said so that a compiler sees rows end on vectors
   const u64 cells = static_cast<u64>(view.slots) * stride;
   const u64 experts = static_cast<u64>(view.experts);
-  const auto i32s = [&](i32** field, u64 count) {
-    const u64 at = layout.place(count, sizeof(i32));
-    if (memory != nullptr) *field = reinterpret_cast<i32*>(memory + at);
-  };
-  const auto u32s = [&](u32** field, u64 count) {
-    const u64 at = layout.place(count, sizeof(u32));
-    if (memory != nullptr) *field = reinterpret_cast<u32*>(memory + at);
-  };
-  i32s(&walker->expert, cells);
-  i32s(&walker->replicas, experts);
-  const u64 copies_at = layout.place(experts * stride, 1);
-  if (memory != nullptr) walker->copies = reinterpret_cast<u8*>(memory + copies_at);
-  u32s(&walker->share, cells);
-  i32s(&walker->load, cells);
-  i32s(&walker->comm, cells);
-  i32s(&walker->linear, cells);
-  i32s(&walker->gpu_load, stride);
-  i32s(&walker->gpu_comm, stride);
-  i32s(&walker->gpu_linear, stride);
-  i32s(&walker->gpu_new, stride);
-  i32s(&walker->focus_load, cells);
-  i32s(&walker->focus_comm, cells);
-  i32s(&walker->rest_load, cells);
-  i32s(&walker->rest_comm, cells);
-  i32s(&walker->linear_delta, cells);
-  i32s(&walker->move_load, cells);
-  i32s(&walker->move_comm, cells);
-  i32s(&walker->move_linear, cells);
-  i32s(&walker->other_load, stride);
-  i32s(&walker->other_comm, stride);
-  i32s(&walker->potential, stride);
-  i32s(&walker->barred, experts);
-  i32s(&walker->noise, static_cast<u64>(kNoiseSize) + stride);
-  i32s(&walker->scores, (cells > experts ? cells : experts) + stride);
-  i32s(&walker->host_gpu, stride + 1);
-  i32s(&walker->host_copies, stride);
-  i32s(&walker->source_share, view.nearest ? static_cast<u64>(view.sources) : 0);
-  u32s(&walker->source_distance, view.nearest ? static_cast<u64>(view.sources) : 0);
-  i32s(&walker->spread_load, 2 * stride);
-  i32s(&walker->spread_comm, 2 * stride);
-  i32s(&walker->home, experts);
-  i32s(&walker->best_expert, cells);
-  const u64 values_at = layout.place(static_cast<u64>(frontier), sizeof(i64));
-  if (memory != nullptr) walker->frontier_value = reinterpret_cast<i64*>(memory + values_at);
-  i32s(&walker->frontier_expert, static_cast<u64>(frontier) * cells);
+  const u64 sources = view.nearest ? static_cast<u64>(view.sources) : 0;
+  ArrayLayout work{work_memory};
+  work.place(&walker->expert, cells);
+  work.place(&walker->replicas, experts);
+  work.place(&walker->copies, experts * stride);
+  work.place(&walker->share, cells);
+  work.place(&walker->load, cells);
+  work.place(&walker->comm, cells);
+  work.place(&walker->linear, cells);
+  work.place(&walker->gpu_load, stride);
+  work.place(&walker->gpu_comm, stride);
+  work.place(&walker->gpu_linear, stride);
+  work.place(&walker->gpu_new, stride);
+  work.place(&walker->focus_load, cells);
+  work.place(&walker->focus_comm, cells);
+  work.place(&walker->rest_load, cells);
+  work.place(&walker->rest_comm, cells);
+  work.place(&walker->linear_delta, cells);
+  work.place(&walker->move_load, cells);
+  work.place(&walker->move_comm, cells);
+  work.place(&walker->move_linear, cells);
+  work.place(&walker->other_load, stride);
+  work.place(&walker->other_comm, stride);
+  work.place(&walker->potential, stride);
+  work.place(&walker->barred, experts);
+  work.place(&walker->noise, static_cast<u64>(kNoiseSize) + stride);
+  work.place(&walker->host_gpu, stride + 1);
+  work.place(&walker->host_copies, stride);
+  work.place(&walker->source_share, sources);
+  work.place(&walker->source_distance, sources);
+  work.place(&walker->spread_load, 2 * stride);
+  work.place(&walker->spread_comm, 2 * stride);
+  work.place(&walker->home, experts);
+  ArrayLayout kept{kept_memory};
+  kept.place(&walker->best_expert, cells);
+  kept.place(&walker->frontier_value, static_cast<u64>(frontier));
+  kept.place(&walker->frontier_expert, static_cast<u64>(frontier) * cells);
   walker->frontier = frontier;
-  return layout.bytes;
+  return {work.bytes, kept.bytes};
 }
 
 }  // namespace spec

@@ -33,7 +33,7 @@ constexpr i32 kNoiseSize = 2048;  // a power of two
 constexpr int kNoiseBits = 12;    // variates are Q12
 
 // log2(x) in Q16 for x >= 1, by repeated squaring: integers only, so that every compiler makes the same table.
-constexpr i64 log2_q16(u64 x) {
+GIMBAL_SPEC constexpr i64 log2_q16(u64 x) {
   i64 whole = 0;
   while ((x >> whole) > 1) ++whole;
   u64 mantissa = whole <= 30 ? x << (30 - whole) : x >> (whole - 30);  // Q30 in [1, 2)

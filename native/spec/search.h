@@ -48,11 +48,11 @@ GIMBAL_SPEC i32 extra_price_at(i32 dearest, i32 cheapest, i64 step, i64 total) {
 template <class Team>
 class Search {
  public:
-  GIMBAL_SPEC Search(Team& team, const LayerView& view, const Walker& walker, u64 key, Temper temper)
+  GIMBAL_OVER_TEAM Search(Team& team, const LayerView& view, const Walker& walker, u64 key, Temper temper)
       : team_(team), v_(view), w_(walker), key_(key), temper_(temper), price_(view.price) {}
 
   // Takes the placement in w.expert, which becomes the best so far.
-  GIMBAL_SPEC void start(Potential* load_potential, Potential* comm_potential) {
+  GIMBAL_OVER_TEAM void start(Potential* load_potential, Potential* comm_potential) {
     take_over();
     load_potential_ = potential_for(sum_of(w_.gpu_load), v_.gpus);
     comm_potential_ = v_.comm_term == CommTerm::kAbsent ? Potential() : potential_for(sum_of(w_.gpu_comm), v_.gpus);
@@ -66,7 +66,7 @@ class Search {
   }
 
   // Goes on from the placement in w.expert where an earlier Search left off.
-  GIMBAL_SPEC void resume(Potential load_potential, Potential comm_potential, i64 best_value) {
+  GIMBAL_OVER_TEAM void resume(Potential load_potential, Potential comm_potential, i64 best_value) {
     take_over();
     load_potential_ = load_potential;
     comm_potential_ = comm_potential;
@@ -77,7 +77,7 @@ class Search {
 
   // Steps [begin, end) of a walk of `total` steps. Returns false where `stop` said to stop.
   template <class Stop>
-  GIMBAL_SPEC bool walk(i64 begin, i64 end, i64 total, Stop stop) {
+  GIMBAL_OVER_TEAM bool walk(i64 begin, i64 end, i64 total, Stop stop) {
     for (i64 step = begin; step < end; ++step) {
       if (stop()) return false;
       if (best_value_ == 0) return true;  // nothing costs less than nothing
@@ -88,7 +88,7 @@ class Search {
   }
 
   // The price of a new pair while the walk goes on: the problem's own plus `extra`, which a migration budget sets.
-  GIMBAL_SPEC void set_extra_price(i32 extra) {
+  GIMBAL_OVER_TEAM void set_extra_price(i32 extra) {
     const i32 price = static_cast<i32>(min_of<i64>(i64{v_.price} + extra, i64{1} << kSearchBits));
     if (price == price_) return;
     price_ = price;
@@ -96,11 +96,11 @@ class Search {
     measure();
   }
 
-  GIMBAL_SPEC i64 best_value() const { return best_value_; }
+  GIMBAL_OVER_TEAM i64 best_value() const { return best_value_; }
 
  private:
   // Counts and prices the placement in w.expert from scratch.
-  GIMBAL_SPEC void take_over() {
+  GIMBAL_OVER_TEAM void take_over() {
     const LayerView v = v_;
     const Walker w = w_;
     team_.for_each(v.experts * v.stride, [=](i32 i) GIMBAL_LAMBDA { w.copies[i] = 0; });
@@ -108,47 +108,49 @@ class Search {
       w.replicas[e] = 0;
       w.barred[e] = 0;
     });
-    team_.single([=]() GIMBAL_LAMBDA {
+    team_.for_each_shared(v.slots * v.gpus, [=](i32 i) GIMBAL_LAMBDA {
+      const i32 k = i / v.gpus;
+      Team::add(&w.replicas[w.expert[k * v.stride + i - k * v.gpus]], 1);
+    });
+    team_.for_each_shared(v.gpus, [=](i32 h) GIMBAL_LAMBDA {
+      GIMBAL_ROLLED
       for (i32 k = 0; k < v.slots; ++k) {
-        for (i32 h = 0; h < v.gpus; ++h) {
-          const i32 e = w.expert[k * v.stride + h];
-          ++w.copies[e * v.stride + h];
-          ++w.replicas[e];
-          w.home[e] = h;
-        }
+        const i32 e = w.expert[k * v.stride + h];
+        ++w.copies[e * v.stride + h];
+        if (w.replicas[e] == 1) w.home[e] = h;
       }
     });
     reprice();
     measure();
   }
 
-  GIMBAL_SPEC i64 sum_of(const i32* per_gpu) {
+  GIMBAL_OVER_TEAM i64 sum_of(const i32* per_gpu) {
     return team_.sum(v_.gpus, [=](i32 h) GIMBAL_LAMBDA { return i64{per_gpu[h]}; });
   }
 
   // ---- prices of one replica
 
-  GIMBAL_SPEC static i32 load_of(const LayerView& v, i32 e, i32 h) {
+  GIMBAL_OVER_TEAM static i32 load_of(const LayerView& v, i32 e, i32 h) {
     return v.uniform_compute ? v.load[e] : v.load[e * v.stride + h];
   }
 
-  GIMBAL_SPEC static bool is_new(const LayerView& v, i32 e, i32 h) {
+  GIMBAL_OVER_TEAM static bool is_new(const LayerView& v, i32 e, i32 h) {
     return v.held != nullptr && v.held[e * v.stride + h] == 0;
   }
 
   // Copies of e that GPU h may hold: one, or as many as the incumbent has there.
-  GIMBAL_SPEC static i32 room(const LayerView& v, i32 e, i32 h) {
+  GIMBAL_OVER_TEAM static i32 room(const LayerView& v, i32 e, i32 h) {
     if (v.allow_duplicates) return 255;
     return v.held == nullptr ? 1 : max_of<i32>(1, v.held[e * v.stride + h]);
   }
 
-  GIMBAL_SPEC static i32 objective_of_comm(const LayerView& v, i32 comm_max) {
+  GIMBAL_OVER_TEAM static i32 objective_of_comm(const LayerView& v, i32 comm_max) {
     if (v.comm_term == CommTerm::kAbsent) return 0;
     return v.comm_term == CommTerm::kUnit ? comm_max : mul_q31(comm_max, v.max_scale);
   }
 
   // Writes what slot (k, h) costs under replica count `replicas` (`even`), or under the spread at hand (`nearest`).
-  GIMBAL_SPEC static void price_slot(const LayerView& v, const Walker& w, i32 price, i32 k, i32 h) {
+  GIMBAL_OVER_TEAM static void price_slot(const LayerView& v, const Walker& w, i32 price, i32 k, i32 h) {
     const i32 j = k * v.stride + h;
     const i32 e = w.expert[j];
     const u32 share = share_q31(w.replicas[e]);
@@ -161,13 +163,15 @@ class Search {
   // ---- the whole state
 
   // Prices every slot and sums every GPU.
-  GIMBAL_SPEC void reprice() {
+  GIMBAL_OVER_TEAM void reprice() {
+    team_.sync();  // the sums may just have been reduced
     const LayerView v = v_;
     const Walker w = w_;
     const i32 price = price_;
     team_.for_each(v.stride, [=](i32 h) GIMBAL_LAMBDA {
       w.gpu_load[h] = w.gpu_comm[h] = w.gpu_linear[h] = w.gpu_new[h] = 0;
       if (h >= v.gpus) {
+        GIMBAL_ROLLED
         for (i32 k = 0; k < v.slots; ++k) {
           const i32 j = k * v.stride + h;
           w.expert[j] = 0;
@@ -176,9 +180,11 @@ class Search {
         }
         return;
       }
+      GIMBAL_ROLLED
       for (i32 k = 0; k < v.slots; ++k) price_slot(v, w, price, k, h);
     });
     if (v.nearest) {
+      GIMBAL_ROLLED
       for (i32 e = 0; e < v.experts; ++e) {
         if (w.replicas[e] > 1) price_nearest(e);
       }
@@ -186,8 +192,9 @@ class Search {
     team_.for_each(v.gpus, [=](i32 h) GIMBAL_LAMBDA { sum_gpu(v, w, h); });
   }
 
-  GIMBAL_SPEC static void sum_gpu(const LayerView& v, const Walker& w, i32 h) {
+  GIMBAL_OVER_TEAM static void sum_gpu(const LayerView& v, const Walker& w, i32 h) {
     i32 load = 0, comm = 0, linear = 0, fresh = 0;
+    GIMBAL_ROLLED
     for (i32 k = 0; k < v.slots; ++k) {
       const i32 j = k * v.stride + h;
       load += w.load[j];
@@ -202,7 +209,7 @@ class Search {
   }
 
   // The objective of the state at hand.
-  GIMBAL_SPEC void measure() {
+  GIMBAL_OVER_TEAM void measure() {
     const Walker w = w_;
     load_max_ = team_.max(v_.gpus, [=](i32 h) GIMBAL_LAMBDA { return w.gpu_load[h]; });
     comm_max_ = team_.max(v_.gpus, [=](i32 h) GIMBAL_LAMBDA { return w.gpu_comm[h]; });
@@ -210,13 +217,13 @@ class Search {
     value_ = i64{load_max_} + objective_of_comm(v_, comm_max_) + sum_of(w.gpu_linear) + i64{price_} * new_pairs_;
   }
 
-  GIMBAL_SPEC void keep(i32* where) {
+  GIMBAL_OVER_TEAM void keep(i32* where) {
     const Walker w = w_;
     team_.for_each(v_.slots * v_.stride, [=](i32 j) GIMBAL_LAMBDA { where[j] = w.expert[j]; });
   }
 
   // Notes the state if no earlier one with as many migrations costs less by the problem's own prices.
-  GIMBAL_SPEC void record_frontier() {
+  GIMBAL_OVER_TEAM void record_frontier() {
     if (new_pairs_ >= w_.frontier) return;
     const i64 own = value_ - i64{price_ - v_.price} * new_pairs_;
     if (own >= w_.frontier_value[new_pairs_]) return;
@@ -227,7 +234,7 @@ class Search {
     keep(w_.frontier_expert + static_cast<i64>(at) * v_.slots * v_.stride);
   }
 
-  GIMBAL_SPEC void after_change() {
+  GIMBAL_OVER_TEAM void after_change() {
     measure();
     if (value_ < best_value_) {
       best_value_ = value_;
@@ -238,7 +245,7 @@ class Search {
 
   // ---- the walk
 
-  GIMBAL_SPEC void cool(i64 step, i64 total) {
+  GIMBAL_OVER_TEAM void cool(i64 step, i64 total) {
     const i64 octaves_q16 = total > 0 ? step * (i64{kCoolingOctaves} << 16) / total : 0;
     const i64 hottest =
         (max_of<i64>(value_, 0) << temper_.hot_octaves) / (i64{kHotDivisor} * v_.slots * v_.slots);
@@ -249,6 +256,7 @@ class Search {
     const i64 temperature = min_of(hot - ((hot * (octaves_q16 & 0xFFFF)) >> 17), cap);
     const Walker w = w_;
     const i32* table = team_.noise_table();
+    team_.sync();  // the last step's scores were compared with noise
     team_.for_each(kNoiseSize + v_.stride, [=](i32 i) GIMBAL_LAMBDA {
       const u64 product = static_cast<u64>(static_cast<u32>(table[i & (kNoiseSize - 1)])) * static_cast<u64>(temperature);
       w.noise[i] = static_cast<i32>(product >> kNoiseBits);
@@ -256,19 +264,19 @@ class Search {
   }
 
   // Towards the end the potential fades and the objective alone decides; some walkers rely on it less from the start.
-  GIMBAL_SPEC void relax_potential(i32 octave) {
+  GIMBAL_OVER_TEAM void relax_potential(i32 octave) {
     const i32 fade = octave < kFadingOctave ? 0 : 3 * (octave - kFadingOctave + 1);
     const i32 relaxed = temper_.relaxed_octaves + fade;
     load_potential_.shift = min_of(load_base_shift_ + relaxed, 62);
     comm_potential_.shift = min_of(comm_base_shift_ + relaxed, 62);
   }
 
-  GIMBAL_SPEC i32 busiest(const i32* per_gpu) {
+  GIMBAL_OVER_TEAM i32 busiest(const i32* per_gpu) {
     return team_.argmin(v_.gpus, [=](i32 h) GIMBAL_LAMBDA { return -per_gpu[h]; }).index;
   }
 
   // The two greatest of per_gpu without GPU g.
-  GIMBAL_SPEC TopTwo top_two_without(const i32* per_gpu, i32 g) {
+  GIMBAL_OVER_TEAM TopTwo top_two_without(const i32* per_gpu, i32 g) {
     TopTwo top{0, 0, -1};
     const Best first = team_.argmin(v_.gpus, [=](i32 h) GIMBAL_LAMBDA { return h == g ? 1 : -per_gpu[h]; });
     if (first.score > 0) return top;
@@ -281,7 +289,7 @@ class Search {
     return top;
   }
 
-  GIMBAL_SPEC void take_step(i64 step) {
+  GIMBAL_OVER_TEAM void take_step(i64 step) {
     const u64 bits = draw(key_, static_cast<u64>(step));
     const i32 kind = static_cast<i32>(step & 3);
     i32 focus;
@@ -302,6 +310,7 @@ class Search {
       swap_step(focus, bits);
     }
     if (v_.nearest) {
+      GIMBAL_ROLLED
       for (i32 probe = 0; probe < kNearestProbes; ++probe) {
         nearest_probe(focus, draw(key_ ^ 0x6E656172ULL, static_cast<u64>(step) * kNearestProbes + probe));
       }
@@ -309,13 +318,13 @@ class Search {
   }
 
   // The score of staying put: the objective, plus its own noise so that no candidate is favoured.
-  GIMBAL_SPEC i32 stay_score(u64 bits) const {
+  GIMBAL_OVER_TEAM i32 stay_score(u64 bits) const {
     return load_max_ + objective_of_comm(v_, comm_max_) + w_.noise[(bits >> 11) & (kNoiseSize - 1)];
   }
 
   // ---- swaps
 
-  GIMBAL_SPEC void swap_step(i32 g, u64 bits) {
+  GIMBAL_OVER_TEAM void swap_step(i32 g, u64 bits) {
     prepare_swaps(g);
     const Best best = best_swap(g, bits);
     unbar(g);
@@ -329,13 +338,13 @@ class Search {
   }
 
   // Fills the scan's arrays for focus g; bars experts that g has no room for.
-  GIMBAL_SPEC void prepare_swaps(i32 g) {
+  GIMBAL_OVER_TEAM void prepare_swaps(i32 g) {
     const LayerView v = v_;
     const Walker w = w_;
     const i32 price = price_;
     team_.for_each(v.slots, [=](i32 k) GIMBAL_LAMBDA {
       const i32 e = w.expert[k * v.stride + g];
-      if (w.copies[e * v.stride + g] >= room(v, e, g)) w.barred[e] = kBarred;
+      if (w.copies[e * v.stride + g] >= room(v, e, g)) Team::set(&w.barred[e], kBarred);
     });
     const i32* load_t = v.uniform_compute ? v.load_t : v.load_t + static_cast<i64>(g) * v.experts;
     const i32* comm_t = v.comm_t + static_cast<i64>(g) * v.experts;
@@ -395,13 +404,13 @@ class Search {
     });
   }
 
-  GIMBAL_SPEC void unbar(i32 g) {
+  GIMBAL_OVER_TEAM void unbar(i32 g) {
     const LayerView v = v_;
     const Walker w = w_;
-    team_.for_each(v.slots, [=](i32 k) GIMBAL_LAMBDA { w.barred[w.expert[k * v.stride + g]] = 0; });
+    team_.for_each(v.slots, [=](i32 k) GIMBAL_LAMBDA { Team::set(&w.barred[w.expert[k * v.stride + g]], 0); });
   }
 
-  GIMBAL_SPEC Best best_swap(i32 g, u64 bits) {
+  GIMBAL_OVER_TEAM Best best_swap(i32 g, u64 bits) {
     switch (v_.comm_term) {
       case CommTerm::kAbsent:
         return best_swap_of<CommTerm::kAbsent>(g, bits);
@@ -415,7 +424,7 @@ class Search {
   // Candidate (i, k, h): g's slot i and slot (k, h) trade experts. Score: the objective after it, less the linear part
   // before it, plus the change of the potential, plus noise.
   template <CommTerm kComm>
-  GIMBAL_SPEC Best best_swap_of(i32 g, u64 bits) {
+  GIMBAL_OVER_TEAM Best best_swap_of(i32 g, u64 bits) {
     const LayerView v = v_;
     const Walker w = w_;
     const Potential load_potential = load_potential_;
@@ -443,7 +452,7 @@ class Search {
     });
   }
 
-  GIMBAL_SPEC void take_out(i32 k, i32 h) {
+  GIMBAL_OVER_TEAM void take_out(i32 k, i32 h) {
     const i32 j = k * v_.stride + h;
     const i32 e = w_.expert[j];
     w_.gpu_load[h] -= w_.load[j];
@@ -453,7 +462,7 @@ class Search {
     --w_.copies[e * v_.stride + h];
   }
 
-  GIMBAL_SPEC void put_in(i32 k, i32 h, i32 e) {
+  GIMBAL_OVER_TEAM void put_in(i32 k, i32 h, i32 e) {
     const i32 j = k * v_.stride + h;
     w_.expert[j] = e;
     w_.home[e] = h;
@@ -466,7 +475,7 @@ class Search {
   }
 
   // Slots (i, g) and (k, h) trade experts whose shares do not hang on where the other replicas are.
-  GIMBAL_SPEC void swap(i32 i, i32 g, i32 k, i32 h) {
+  GIMBAL_OVER_TEAM void swap(i32 i, i32 g, i32 k, i32 h) {
     team_.single([&]() GIMBAL_LAMBDA {
       const i32 e = w_.expert[i * v_.stride + g];
       const i32 f = w_.expert[k * v_.stride + h];
@@ -480,8 +489,9 @@ class Search {
   // ---- replicas, `even`
 
   // A random slot of g whose expert has another replica, or -1.
-  GIMBAL_SPEC i32 redundant_slot(i32 g, u32 bits) const {
+  GIMBAL_OVER_TEAM i32 redundant_slot(i32 g, u32 bits) const {
     const i32 from = below(bits, v_.slots);
+    GIMBAL_ROLLED
     for (i32 n = 0; n < v_.slots; ++n) {
       const i32 k = from + n < v_.slots ? from + n : from + n - v_.slots;
       if (w_.replicas[w_.expert[k * v_.stride + g]] > 1) return k;
@@ -490,7 +500,7 @@ class Search {
   }
 
   // Replaces a redundant replica on g by one more replica of the best other expert.
-  GIMBAL_SPEC void replace_step(i32 g, u64 bits) {
+  GIMBAL_OVER_TEAM void replace_step(i32 g, u64 bits) {
     const i32 k = redundant_slot(g, static_cast<u32>(bits));
     if (k < 0) return;
     const LayerView v = v_;
@@ -536,7 +546,7 @@ class Search {
   }
 
   // The objective with a second replica of f on g, against GPUs that stand at load and comm.
-  GIMBAL_SPEC i32 score_second_replica(i32 f, i32 g, const i32* load, const i32* comm, TopTwo top_load,
+  GIMBAL_OVER_TEAM i32 score_second_replica(i32 f, i32 g, const i32* load, const i32* comm, TopTwo top_load,
                                        TopTwo top_comm) const {
     const i32 q = w_.home[f];
     const u32 half = kOneQ31 / 2;
@@ -558,10 +568,11 @@ class Search {
   }
 
   // The same where f has several replicas already: all of their shares shrink.
-  GIMBAL_SPEC i32 score_another_replica(i32 f, i32 g, const i32* load, const i32* comm) const {
+  GIMBAL_OVER_TEAM i32 score_another_replica(i32 f, i32 g, const i32* load, const i32* comm) const {
     const u32 old_share = share_q31(w_.replicas[f]);
     const u32 new_share = share_q31(w_.replicas[f] + 1);
     i32 load_max = 0, comm_max = 0, rest = 0;
+    GIMBAL_ROLLED
     for (i32 h = 0; h < v_.gpus; ++h) {
       const i32 copies = w_.copies[f * v_.stride + h];
       i32 load_h = load[h];
@@ -584,7 +595,7 @@ class Search {
   }
 
   // Slot (k, g) gives up its expert for f; both experts' other replicas change their shares.
-  GIMBAL_SPEC void replace(i32 k, i32 g, i32 f) {
+  GIMBAL_OVER_TEAM void replace(i32 k, i32 g, i32 f) {
     const i32 e = w_.expert[k * v_.stride + g];
     team_.single([&]() GIMBAL_LAMBDA {
       w_.expert[k * v_.stride + g] = f;
@@ -598,16 +609,17 @@ class Search {
   }
 
   // Reprices every replica of e and resums its GPUs (and those it just left: they still are in g's sum).
-  GIMBAL_SPEC void refresh(i32 e) {
+  GIMBAL_OVER_TEAM void refresh(i32 e) {
     const LayerView v = v_;
     const Walker w = w_;
     const i32 price = price_;
     team_.for_each(v.gpus, [=](i32 h) GIMBAL_LAMBDA {
       if (w.copies[e * v.stride + h] == 0) return;
+      GIMBAL_ROLLED
       for (i32 k = 0; k < v.slots; ++k) {
         if (w.expert[k * v.stride + h] == e) price_slot(v, w, price, k, h);
       }
-      w.home[e] = h;
+      if (w.replicas[e] == 1) w.home[e] = h;
     });
     if (v.nearest && w.replicas[e] > 1) price_nearest(e);
     team_.for_each(v.gpus, [=](i32 h) GIMBAL_LAMBDA {
@@ -618,11 +630,12 @@ class Search {
   // ---- `nearest`
 
   // Lists e's GPUs with one copy fewer on `without` and one more on `with` (-1: none); returns how many there are.
-  GIMBAL_SPEC i32 list_hosts(i32 e, i32 without, i32 with) {
+  GIMBAL_OVER_TEAM i32 list_hosts(i32 e, i32 without, i32 with) {
     const LayerView v = v_;
     const Walker w = w_;
     team_.single([=]() GIMBAL_LAMBDA {
       i32 count = 0;
+      GIMBAL_ROLLED
       for (i32 h = 0; h < v.gpus; ++h) {
         const i32 copies = w.copies[e * v.stride + h] - (h == without ? 1 : 0) + (h == with ? 1 : 0);
         if (copies <= 0) continue;
@@ -636,7 +649,7 @@ class Search {
 
   // Which share of each source's tokens for e goes to each of the cheapest of these replicas; then what e costs every GPU,
   // into load and comm.
-  GIMBAL_SPEC void spread(i32 e, i32 without, i32 with, i32* load, i32* comm) {
+  GIMBAL_OVER_TEAM void spread(i32 e, i32 without, i32 with, i32* load, i32* comm) {
     const LayerView v = v_;
     const Walker w = w_;
     const i32 hosts = list_hosts(e, without, with);
@@ -644,6 +657,7 @@ class Search {
       const u32* distance = v.distance + static_cast<i64>(s) * v.stride;
       u32 least = distance[w.host_gpu[0]];
       i32 ties = 0;
+      GIMBAL_ROLLED
       for (i32 n = 0; n < hosts; ++n) {
         const u32 d = distance[w.host_gpu[n]];
         ties = d < least ? 0 : ties;
@@ -658,6 +672,7 @@ class Search {
       const i32 h = w.host_gpu[n];
       const i32 copies = w.host_copies[n];
       i32 load_h = 0, comm_h = 0;
+      GIMBAL_ROLLED
       for (i32 s = 0; s < v.sources; ++s) {
         const i64 at = static_cast<i64>(s) * v.stride + h;
         if (v.distance[at] != w.source_distance[s]) continue;
@@ -672,7 +687,7 @@ class Search {
   }
 
   // Prices the replicas of a replicated expert; copies on one GPU share its part.
-  GIMBAL_SPEC void price_nearest(i32 e) {
+  GIMBAL_OVER_TEAM void price_nearest(i32 e) {
     spread(e, -1, -1, w_.spread_load, w_.spread_comm);
     const LayerView v = v_;
     const Walker w = w_;
@@ -680,6 +695,7 @@ class Search {
     team_.for_each(v.gpus, [=](i32 h) GIMBAL_LAMBDA {
       const i32 copies = w.copies[e * v.stride + h];
       if (copies == 0) return;
+      GIMBAL_ROLLED
       for (i32 k = 0; k < v.slots; ++k) {
         const i32 j = k * v.stride + h;
         if (w.expert[j] != e) continue;
@@ -692,7 +708,7 @@ class Search {
 
   // Tries one random change around g that involves a replicated expert: another expert in the place of a redundant
   // replica, or a swap. Priced exactly: O(sources * replicas).
-  GIMBAL_SPEC void nearest_probe(i32 g, u64 bits) {
+  GIMBAL_OVER_TEAM void nearest_probe(i32 g, u64 bits) {
     const i32 i = below(static_cast<u32>(bits), v_.slots);
     const i32 e = w_.expert[i * v_.stride + g];
     const u64 more = mix64(bits);
@@ -737,7 +753,7 @@ class Search {
   }
 
   // The objective (less the linear part before) with e off g and f on it; h >= 0: and the other way round on h.
-  GIMBAL_SPEC i32 score_nearest(i32 e, i32 f, i32 g, i32 h) {
+  GIMBAL_OVER_TEAM i32 score_nearest(i32 e, i32 f, i32 g, i32 h) {
     const LayerView v = v_;
     const Walker w = w_;
     i32* const e_load = w.spread_load;
@@ -754,6 +770,7 @@ class Search {
       i32 comm = w.gpu_comm[x] + e_comm[x] + f_comm[x];
       i32 before = 0;
       if (w.copies[e * v.stride + x] > 0 || w.copies[f * v.stride + x] > 0) {
+        GIMBAL_ROLLED
         for (i32 k = 0; k < v.slots; ++k) {
           const i32 j = k * v.stride + x;
           if (w.expert[j] != e && w.expert[j] != f) continue;

@@ -15,11 +15,18 @@
 #define GIMBAL_SPEC inline __attribute__((always_inline))
 #endif
 
-// Longer functions: one copy per translation unit, for the same reason.
+// Code over a Team: device code alone where CUDA compiles it, since a block's primitives exist nowhere else.
 #if defined(__CUDACC__)
-#define GIMBAL_SPEC_LONG static inline __host__ __device__
+#define GIMBAL_OVER_TEAM __device__ __forceinline__
 #else
-#define GIMBAL_SPEC_LONG static inline
+#define GIMBAL_OVER_TEAM GIMBAL_SPEC
+#endif
+
+// Short loops of a GPU thread: copies of their bodies would cost registers, and with them blocks per multiprocessor.
+#if defined(__CUDACC__)
+#define GIMBAL_ROLLED _Pragma("unroll 1")
+#else
+#define GIMBAL_ROLLED
 #endif
 
 #if defined(_MSC_VER) || defined(__CUDACC__)
@@ -36,6 +43,12 @@ using i64 = int64_t;
 using u8 = uint8_t;
 using u32 = uint32_t;
 using u64 = uint64_t;
+
+// The least number of each type that a reduction meets.
+template <class T>
+GIMBAL_SPEC constexpr T least_value() {
+  return static_cast<T>(-1) < 0 ? static_cast<T>(u64{1} << (8 * sizeof(T) - 1)) : T{0};
+}
 
 // Q31: a number in [0, 1] as an integer in [0, 2^31].
 constexpr u32 kOneQ31 = 1u << 31;
@@ -74,8 +87,9 @@ GIMBAL_SPEC i64 mul_q31_wide(i64 x, u32 q) {
 // One replica's share of a search value when `replicas` share it evenly.
 GIMBAL_SPEC u32 share_q31(i32 replicas) { return kOneQ31 / static_cast<u32>(replicas); }
 
-// The fine counterpart, and the one rounding rule of the objective: floor(total / replicas).
-GIMBAL_SPEC i64 fine_share(i64 total, i64 replicas) { return total / replicas; }
+// The fine counterpart, and the one rounding rule of the objective: floor(total / replicas), total >= 0. Most experts have
+// one replica, and a 64-bit division is the dearest thing that a GPU thread can be asked for.
+GIMBAL_SPEC i64 fine_share(i64 total, i32 replicas) { return replicas == 1 ? total : total / replicas; }
 
 // Arrays over GPUs are padded to whole vectors of 16 lanes.
 GIMBAL_SPEC i32 padded_gpus(i32 gpus) { return (gpus + 15) / 16 * 16; }

@@ -7,6 +7,7 @@
 #include "../model/audit.h"
 #include "../model/errors.h"
 #include "../solver/solve.h"
+#include "../spec/cost.h"
 #include "instance.h"
 #include "layer_rig.h"
 
@@ -108,8 +109,8 @@ TEST_CASE("audit: agrees with the solver's evaluation on random placements") {
       const int32_t* row = candidate.data() + int64_t{layer} * q.all_gpus * q.slots;
       const AuditedLayer audit = audit_layer(in, q, layer, row, "p");
       const LayerRig rig(kernels_base(), in, q, layer);
-      spec::FineTerms terms = rig.evaluate(live_part(q, row));
-      terms.migrations = audit.migrations;
+      const spec::FineTerms terms = rig.evaluate(live_part(q, row), rig.view().held);
+      REQUIRE(terms.migrations == audit.migrations);
       REQUIRE(terms.load_max == audit.load_max);
       REQUIRE(terms.comm_max == audit.comm_max);
       REQUIRE(terms.comm_total == audit.comm_total);

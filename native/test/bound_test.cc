@@ -8,6 +8,7 @@
 #include "../spec/bound.h"
 #include "instance.h"
 #include "layer_rig.h"
+#include "plain_team.h"
 
 using namespace gimbal;
 using namespace gimbal::spec;
@@ -17,6 +18,7 @@ using gimbal::test::draw_placement;
 using gimbal::test::Instance;
 using gimbal::test::LayerRig;
 using gimbal::test::live_part;
+using gimbal::test::over_teams;
 using gimbal::test::Random;
 
 namespace {
@@ -67,7 +69,15 @@ TEST_CASE("bound: prices of any shape prove nothing false") {
     // A price of migrations as a budget sets it, above the problem's own.
     const i64 price = q.weights.migration + static_cast<i64>(random.any_magnitude(30));
     std::vector<i64> minimum(static_cast<size_t>(q.experts));
-    const i64 bound = prove_bound(rig.tables().fine, q.weights, prices, v.held, price, rig.tables().scale.shift, 0, minimum.data());
+    i64 bound = -1;
+    over_teams(0, [&](auto& team, const std::string& name) {
+      INFO(name);
+      std::fill(minimum.begin(), minimum.end(), -1);
+      const i64 proved = prove_bound(team, rig.tables().fine, q.weights, prices, v.held, price, rig.tables().scale.shift, 0,
+                                     minimum.data());
+      if (bound >= 0) REQUIRE(proved == bound);
+      bound = proved;
+    });
     for (int n = 0; n < 20; ++n) {
       REQUIRE(objective_of(rig, q, live_part(q, draw_placement(random, in, q).data()), price) >= bound);
     }
@@ -96,7 +106,10 @@ TEST_CASE("bound: the least replica load is that of the best of all counts") {
     };
     choose(0, cells, 0);
     INFO("seed " << base_seed() << ", stream " << stream);
-    REQUIRE(least_replica_load(load.data(), experts, cells, most, counts.data(), share.data()) == least);
+    over_teams(static_cast<size_t>(experts), [&](auto& team, const std::string& name) {
+      INFO(name);
+      REQUIRE(least_replica_load(team, load.data(), experts, cells, most, counts.data(), share.data()) == least);
+    });
   }
 }
 
@@ -105,17 +118,87 @@ TEST_CASE("bound: prices stay within their total however they are raised") {
     Random random(stream + 22000);
     const i32 gpus = random.between(1, 40);
     const i64 total = static_cast<i64>(std::min<u64>(random.any_magnitude(32), kOneQ31));
-    std::vector<i64> price(static_cast<size_t>(gpus), total / gpus), use(static_cast<size_t>(gpus));
-    for (int n = 0; n < 30; ++n) {
-      for (i64& u : use) u = random.chance(0.3) ? 0 : static_cast<i64>(random.any_magnitude(33));
-      raise_prices(price.data(), use.data(), gpus, total, i64{1} << random.between(0, 15));
-      i64 sum = 0;
-      for (i64 p : price) {
-        REQUIRE(p >= 0);
-        sum += p;
+    over_teams(0, [&](auto& team, const std::string& name) {
+      INFO(name);
+      std::vector<i64> price(static_cast<size_t>(gpus), total / gpus), use(static_cast<size_t>(gpus));
+      for (int n = 0; n < 30; ++n) {
+        for (i64& u : use) u = random.chance(0.3) ? 0 : static_cast<i64>(random.any_magnitude(33));
+        raise_prices(team, price.data(), use.data(), gpus, total, i64{1} << random.between(0, 15));
+        i64 sum = 0;
+        for (i64 p : price) {
+          REQUIRE(p >= 0);
+          sum += p;
+        }
+        REQUIRE(sum <= total);
       }
-      REQUIRE(sum <= total);
+    });
+  }
+}
+
+TEST_CASE("bound: the relaxation asks for every expert whole at the GPU cheapest for it") {
+  for (uint64_t stream = 0; stream < 150; ++stream) {
+    Random random(stream + 23000);
+    const auto instance = draw_instance(random);
+    INFO("seed " << base_seed() << ", stream " << stream << ": " << describe(*instance));
+    const ProblemInput& in = instance->problem();
+    const Quantised q = quantise(in);
+    const LayerRig rig(kernels_base(), in, q, 0);
+    const LayerView& v = rig.view();
+    std::vector<i64> load_price = draw_prices(random, q.gpus, kOneQ31), comm_price = draw_prices(random, q.gpus, kOneQ31);
+    std::vector<i64> slot_price = draw_prices(random, q.gpus, i64{1} << random.between(0, 24));
+    const i32 price = static_cast<i32>(random.any_magnitude(24));
+    const size_t stride = static_cast<size_t>(v.stride);
+    std::vector<i64> load(stride, 0), comm(stride, 0), slots(stride, 0);
+    i64 value = 0;
+    for (size_t g = 0; g < static_cast<size_t>(q.gpus); ++g) value -= slot_price[g] * q.slots;
+    const auto q31 = [](i64 x, i64 factor) { return static_cast<i64>(static_cast<unsigned __int128>(x) * static_cast<u64>(factor) >> 31); };
+    for (i32 e = 0; e < q.experts; ++e) {
+      i64 least = INT64_MAX;
+      size_t where = 0;
+      for (size_t g = 0; g < static_cast<size_t>(q.gpus); ++g) {
+        const size_t pair = static_cast<size_t>(e) * stride + g;
+        const i64 cost = q31(v.uniform_compute ? v.load[e] : v.load[pair], load_price[g]) +
+                         q31(v.comm[pair], std::min<i64>(comm_price[g] + v.total_scale, UINT32_MAX)) + slot_price[g] +
+                         (v.held != nullptr && v.held[pair] == 0 ? price : 0);
+        if (cost < least) {
+          least = cost;
+          where = g;
+        }
+      }
+      value += least;
+      load[where] += v.uniform_compute ? v.load[e] : v.load[static_cast<size_t>(e) * stride + where];
+      comm[where] += v.comm[static_cast<size_t>(e) * stride + where];
+      ++slots[where];
     }
+    over_teams(static_cast<size_t>(q.gpus), [&](auto& team, const std::string& name) {
+      INFO(name);
+      std::vector<i64> asked_load(stride, -9), asked_comm(stride, -9), asked_slots(stride, -9), asked_value(1, -9);
+      const DualPrices prices{load_price.data(), comm_price.data(), slot_price.data()};
+      ask_relaxation(team, v, price, prices, {asked_load.data(), asked_comm.data(), asked_slots.data(), asked_value.data()});
+      REQUIRE(asked_value[0] == value);
+      for (size_t g = 0; g < static_cast<size_t>(q.gpus); ++g) {
+        REQUIRE(asked_load[g] == load[g]);
+        REQUIRE(asked_comm[g] == comm[g]);
+        REQUIRE(asked_slots[g] == slots[g]);
+      }
+    });
+  }
+}
+
+TEST_CASE("bound: a layer's bound holds for every price of migrations") {
+  for (uint64_t stream = 0; stream < 150; ++stream) {
+    Random random(stream + 24000);
+    const auto instance = draw_instance(random);
+    INFO("seed " << base_seed() << ", stream " << stream << ": " << describe(*instance));
+    const ProblemInput& in = instance->problem();
+    const Quantised q = quantise(in);
+    const LayerRig rig(kernels_base(), in, q, 0);
+    const i64 price = q.weights.migration + static_cast<i64>(random.any_magnitude(40));
+    const i64 bound = rig.bound(q.weights, price, random.between(0, 20));
+    for (int n = 0; n < 12; ++n) {
+      REQUIRE(objective_of(rig, q, live_part(q, draw_placement(random, in, q).data()), price) >= bound);
+    }
+    if (rig.has_incumbent()) REQUIRE(objective_of(rig, q, rig.incumbent().start, price) >= bound);
   }
 }
 

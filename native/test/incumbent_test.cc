@@ -42,7 +42,7 @@ Incumbent read(Instance* instance, int32_t layer = 0) {
       heat[static_cast<size_t>(e)] += in.tokens[static_cast<size_t>((layer * in.sources + s) * in.experts + e)];
     }
   }
-  return read_incumbent(in, q, layer, heat);
+  return read_incumbent(in, q, layer, heat.data());
 }
 
 // The same experts on every GPU; their order inside one does not matter.

@@ -1,4 +1,5 @@
-// Every instruction set, and the Team that evaluates out of order, must give the same integers: tables, walks, terms, bounds.
+// Every instruction set, and the Team that evaluates out of order, must give the same integers: tables, walks, terms, readings,
+// bounds.
 #include <doctest/doctest.h>
 
 #include <memory>
@@ -17,18 +18,18 @@ namespace {
 std::vector<WalkOptions> walks_of(const LayerRig& rig, int64_t steps, uint64_t seed) {
   std::vector<WalkOptions> walks(2);
   for (size_t n = 0; n < walks.size(); ++n) {
-    walks[n].walker = static_cast<int32_t>(n) * 5;  // the second jitters its weights
-    walks[n].temper = spec::walker_temper(walks[n].walker);
-    walks[n].key = spec::stream_key(seed, 0, walks[n].walker);
-    walks[n].total_steps = steps;
+    walks[n].plan.walker = static_cast<int32_t>(n) * 5;  // the second jitters its weights
+    walks[n].plan.temper = spec::walker_temper(walks[n].plan.walker);
+    walks[n].plan.key = spec::stream_key(seed, 0, walks[n].plan.walker);
+    walks[n].plan.total_steps = steps;
   }
   if (rig.has_incumbent()) {
     walks[0].start = rig.incumbent().start.data();
     walks.push_back(walks[0]);
-    walks.back().temper = spec::budget_temper();
+    walks.back().plan.temper = spec::budget_temper();
     walks.back().frontier = 9;
-    walks.back().dearest = 1 << 18;
-    walks.back().cheapest = 1 << 6;
+    walks.back().plan.dearest = 1 << 18;
+    walks.back().plan.cheapest = 1 << 6;
   }
   return walks;
 }
@@ -42,7 +43,18 @@ struct Answers {
   std::vector<std::vector<int64_t>> states;
   std::vector<int64_t> terms;
   std::vector<int64_t> bounds;
+  std::vector<std::vector<int32_t>> readings;  // of candidates: the slot at fault, then the live part
 };
+
+// A placement over all GPUs that is right, or has up to three slots spoiled.
+std::vector<int32_t> draw_candidate(Random& random, const ProblemInput& in, const Quantised& q) {
+  std::vector<int32_t> candidate = draw_placement(random, in, q);
+  for (int32_t n = random.below(4); n > 0; --n) {
+    int32_t& slot = candidate[static_cast<size_t>(random.below(static_cast<int32_t>(candidate.size())))];
+    slot = random.chance(0.5) ? random.between(-2, q.experts) : 0;
+  }
+  return candidate;
+}
 
 Answers ask(const CpuKernels& kernels, const ProblemInput& in, const Quantised& q, int64_t steps, uint64_t seed) {
   Answers a;
@@ -59,8 +71,14 @@ Answers ask(const CpuKernels& kernels, const ProblemInput& in, const Quantised& 
       a.best.push_back(walk.best());
       a.states.push_back(walk.state_words());
       a.states.push_back(walk.frontier_words());
-      const spec::FineTerms t = rig.evaluate(walk.best());
-      append(&a.terms, std::vector<int64_t>{t.load_max, t.comm_max, t.comm_total});
+      const spec::FineTerms t = rig.evaluate(walk.best(), rig.view().held);
+      append(&a.terms, std::vector<int64_t>{t.load_max, t.comm_max, t.comm_total, t.migrations});
+    }
+    Random random(seed + 7000);
+    for (int n = 0; n < 4; ++n) {
+      const CandidateReading reading = rig.read_candidate(q, draw_candidate(random, in, q));
+      a.readings.push_back({reading.bad_slot});
+      if (reading.bad_slot < 0) append(&a.readings.back(), reading.live);
     }
     for (int32_t iterations : {0, 1, 12}) {
       a.bounds.push_back(rig.bound(q.weights, q.weights.migration, iterations));
@@ -84,6 +102,7 @@ void check_all_agree(const ProblemInput& in, int64_t steps, uint64_t seed) {
     REQUIRE(a.states == expected.states);
     REQUIRE(a.terms == expected.terms);
     REQUIRE(a.bounds == expected.bounds);
+    REQUIRE(a.readings == expected.readings);
   }
 }
 

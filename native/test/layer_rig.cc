@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <utility>
 
 #include "../spec/tables.h"
 #include "shuffled_kernels.h"
@@ -49,10 +50,61 @@ CommPattern make_pattern(const Quantised& q, const ChooseBase& base_of) {
   return p;
 }
 
+namespace {
+
+// Gives each array of a struct of pointers an allocation of its own, filled with a pattern. `pieces` are the stretches of
+// memory that the struct was laid out in: a word that points into one of them is an array, which ends where the next begins.
+template <class Views>
+void give_each_its_own(Views* views, const std::vector<std::pair<char*, uint64_t>>& pieces, int32_t poison,
+                       std::vector<std::vector<char>>* arrays) {
+  static_assert(sizeof(Views) % sizeof(char*) == 0, "the struct is read word by word");
+  std::vector<char*> words(sizeof(Views) / sizeof(char*));
+  std::memcpy(words.data(), static_cast<const void*>(views), sizeof(Views));
+  const auto is_array = [&](const char* word) {
+    return std::any_of(pieces.begin(), pieces.end(),
+                       [=](const auto& piece) { return word >= piece.first && word <= piece.first + piece.second; });
+  };
+  std::vector<char*> begins;
+  for (const auto& [piece, bytes] : pieces) begins.push_back(piece + bytes);
+  for (char* word : words) {
+    if (is_array(word)) begins.push_back(word);
+  }
+  std::sort(begins.begin(), begins.end());
+  for (char*& word : words) {
+    if (!is_array(word)) continue;
+    const auto end = std::upper_bound(begins.begin(), begins.end(), word);
+    const bool last = std::any_of(pieces.begin(), pieces.end(), [=](const auto& p) { return word == p.first + p.second; });
+    std::vector<char> array(last ? 0 : static_cast<size_t>(*end - word));
+    for (size_t i = 0; i + sizeof(int32_t) <= array.size(); i += sizeof(int32_t)) {
+      std::memcpy(array.data() + i, &poison, sizeof(int32_t));
+    }
+    arrays->push_back(std::move(array));
+    word = arrays->back().data();
+  }
+  std::memcpy(static_cast<void*>(views), words.data(), sizeof(Views));
+}
+
+// Memory to lay arrays out in, 64-byte aligned; `pad` more bytes than asked for.
+class Ground {
+ public:
+  Ground(uint64_t bytes, uint64_t pad) : memory_(bytes + pad + 64) {}
+  char* data() { return memory_.data() + (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) % 64; }
+
+ private:
+  std::vector<char> memory_;
+};
+
+}  // namespace
+
 int32_t* LayerRig::take(size_t cells) {
   arrays_.emplace_back(cells, poison_);
   arrays_.back().shrink_to_fit();
   return arrays_.back().data();
+}
+
+std::vector<int32_t> LayerRig::scores(size_t cells) const {
+  const spec::FineLayer& fine = tables_.fine;
+  return std::vector<int32_t>(std::max(cells, team_scratch(fine.experts, fine.slots, spec::padded_gpus(fine.gpus))), poison_);
 }
 
 LayerRig::LayerRig(const CpuKernels& kernels, const ProblemInput& in, const Quantised& q, int32_t layer, int32_t poison)
@@ -83,34 +135,46 @@ LayerRig::LayerRig(const CpuKernels& kernels, const ProblemInput& in, const Quan
   t.compute_factor = reinterpret_cast<uint32_t*>(take(q.nearest ? stride : 0));
   t.comm_factor = reinterpret_cast<uint32_t*>(take(sources * stride));
   t.distance = reinterpret_cast<uint32_t*>(take(sources * stride));
-  std::vector<int64_t> scratch(2 * experts, poison);
+  std::vector<int64_t> wide(2 * experts, poison);
   const CommPattern pattern = make_pattern(q, most_frequent);
   kernels.fill_tables(q.weights, pattern.view(), uniform, t, tables_.expert_tokens.data(), tables_.comm_fine.data(),
-                      scratch.data(), &fine, &tables_.scale);
+                      wide.data(), scores().data(), &fine, &tables_.scale);
 
   spec::LayerView& v = tables_.view;
   v = spec::view_of(fine, t, tables_.scale, uniform, q.allow_duplicates);
   if (in.incumbent == nullptr) return;
-  incumbent_ = read_incumbent(in, q, layer, tables_.expert_tokens);
+  incumbent_ = read_incumbent(in, q, layer, tables_.expert_tokens.data());
   v.held = incumbent_.held.data();
   v.price = spec::to_search_price(q.weights.migration, tables_.scale.shift);
 }
 
-spec::FineTerms LayerRig::evaluate(const std::vector<int32_t>& placement) const {
+spec::FineTerms LayerRig::evaluate(const std::vector<int32_t>& placement, const uint8_t* held) const {
   const size_t gpus = static_cast<size_t>(tables_.fine.gpus), cells = gpus * static_cast<size_t>(tables_.fine.slots);
   std::vector<int32_t> ids(static_cast<size_t>(tables_.fine.experts) + 1 + cells, poison_);
   std::vector<int64_t> sums(2 * gpus, poison_);
-  spec::FineTerms terms;
-  kernels_.evaluate(tables_.fine, placement.data(), 1, 0, ids.data(), sums.data(), &terms);
-  return terms;
+  return kernels_.evaluate(tables_.fine, held, placement.data(), ids.data(), sums.data(), scores().data());
+}
+
+CandidateReading LayerRig::read_candidate(const Quantised& q, const std::vector<int32_t>& candidate) const {
+  CandidateReading reading;
+  reading.live.assign(static_cast<size_t>(q.gpus) * static_cast<size_t>(q.slots), poison_);
+  std::vector<int32_t> replicas(static_cast<size_t>(q.experts), poison_);
+  const spec::LiveGpus live_gpus{q.all_gpus, q.live_index.data()};
+  reading.bad_slot = kernels_.read_candidate(tables_.fine, live_gpus, candidate.data(), reading.live.data(), replicas.data(),
+                                             scores(candidate.size()).data());
+  return reading;
 }
 
 int64_t LayerRig::bound(const spec::FineWeights& weights, int64_t migration, int32_t iterations) const {
-  const size_t stride = static_cast<size_t>(tables_.view.stride), experts = static_cast<size_t>(tables_.view.experts);
-  std::vector<int64_t> wide(9 * stride + 2 * experts, poison_);
-  std::vector<int32_t> narrow(stride + experts, poison_);
-  return kernels_.bound(tables_.view, tables_.fine, weights, tables_.scale.shift, migration, iterations, wide.data(),
-                        narrow.data());
+  const int32_t stride = tables_.view.stride, experts = tables_.view.experts;
+  spec::BoundScratch scratch;
+  const uint64_t bytes = spec::lay_out_bound(stride, experts, nullptr, &scratch);
+  Ground ground(bytes, 0);
+  spec::lay_out_bound(stride, experts, ground.data(), &scratch);
+  std::vector<std::vector<char>> arrays;
+  give_each_its_own(&scratch, {{ground.data(), bytes}}, poison_, &arrays);
+  return kernels_.bound(tables_.view, tables_.fine, weights, tables_.scale.shift, migration, iterations, scratch,
+                        scores().data());
 }
 
 std::vector<int32_t> LayerRig::search_tables() const {
@@ -119,58 +183,46 @@ std::vector<int32_t> LayerRig::search_tables() const {
   return all;
 }
 
-// Lays the walker out as a backend does, then gives each array an allocation of its own: a word of the struct that points
-// into the layout is an array, which ends where the next one begins.
-void WalkRig::lay_out(const spec::LayerView& v, int32_t frontier) {
-  std::vector<char> together(spec::lay_out_walker(v, frontier, nullptr, &task_.state) + 64);
-  char* const memory = together.data() + (64 - reinterpret_cast<uintptr_t>(together.data()) % 64) % 64;
-  const uint64_t bytes = spec::lay_out_walker(v, frontier, memory, &task_.state);
-  static_assert(sizeof(spec::Walker) % sizeof(char*) == 0, "the struct is read word by word");
-  std::vector<char*> words(sizeof(spec::Walker) / sizeof(char*));
-  std::memcpy(words.data(), &task_.state, sizeof(spec::Walker));
-  std::vector<char*> begins = {memory + bytes};
-  const auto is_array = [&](const char* word) { return word >= memory && word <= memory + bytes; };
-  for (char* word : words) {
-    if (is_array(word)) begins.push_back(word);
-  }
-  std::sort(begins.begin(), begins.end());
-  for (char*& word : words) {
-    if (!is_array(word)) continue;
-    const auto end = std::upper_bound(begins.begin(), begins.end(), word);
-    std::vector<char> array(end == begins.end() ? 0 : static_cast<size_t>(*end - word));
-    for (size_t i = 0; i + sizeof(int32_t) <= array.size(); i += sizeof(int32_t)) {
-      std::memcpy(array.data() + i, &poison_, sizeof(int32_t));
-    }
-    arrays_.push_back(std::move(array));
-    word = arrays_.back().data();
-  }
-  std::memcpy(static_cast<void*>(&task_.state), words.data(), sizeof(spec::Walker));
-}
-
-WalkRig::WalkRig(const LayerRig& layer, const WalkOptions& options) : layer_(layer), poison_(options.poison) {
+// Lays the walker out as a backend does, its two pieces apart from each other, then takes each array out of them.
+WalkRig::WalkRig(const LayerRig& layer, const WalkOptions& options)
+    : layer_(layer), options_(options), scores_(layer.scores()) {
+  constexpr uint64_t kBetween = 64;
   const spec::LayerView& v = layer.view();
-  task_.tables = &layer.tables();
-  task_.start = options.start;
-  task_.walker = options.walker;
-  task_.temper = options.temper;
-  task_.key = options.key;
-  task_.total_steps = options.total_steps;
-  task_.frontier = options.frontier;
-  task_.dearest = options.dearest;
-  task_.cheapest = options.cheapest;
-  task_.best.assign(static_cast<size_t>(v.gpus) * static_cast<size_t>(v.slots), -7);
-  lay_out(v, options.frontier);
+  const spec::WalkerBytes bytes = spec::lay_out_walker(v, options.frontier, nullptr, nullptr, &walker_);
+  Ground ground(bytes.work + bytes.kept, kBetween);
+  char* const work = ground.data();
+  char* const kept = work + bytes.work + kBetween;
+  spec::lay_out_walker(v, options.frontier, work, kept, &walker_);
+  give_each_its_own(&walker_, {{work, bytes.work}, {kept, bytes.kept}}, options.poison, &arrays_);
 }
 
 bool WalkRig::walk(int64_t until, const std::atomic<bool>* cancel) {
-  const bool fresh = task_.steps_done < 0;
-  if (fresh) task_.steps_done = 0;
-  return layer_.kernels().walk(&task_, fresh, until, cancel);
+  return layer_.kernels().walk(layer_.view(), walker_, options_.plan, options_.start, until, cancel, scores_.data(), &progress_);
+}
+
+std::vector<int32_t> WalkRig::transposed(const int32_t* expert) const {
+  const spec::LayerView& v = layer_.view();
+  std::vector<int32_t> placement;
+  for (int32_t h = 0; h < v.gpus; ++h) {
+    for (int32_t k = 0; k < v.slots; ++k) placement.push_back(expert[k * v.stride + h]);
+  }
+  return placement;
+}
+
+std::vector<std::vector<int32_t>> WalkRig::kept() const {
+  if (walker_.frontier == 0) return {best()};
+  const spec::LayerView& v = layer_.view();
+  std::vector<std::vector<int32_t>> all;
+  for (int32_t m = 0; m < walker_.frontier; ++m) {
+    if (walker_.frontier_value[m] == INT64_MAX) continue;
+    all.push_back(transposed(walker_.frontier_expert + int64_t{m} * v.slots * v.stride));
+  }
+  return all;
 }
 
 std::vector<int64_t> WalkRig::state_words() const {
   const spec::LayerView& v = layer_.view();
-  const spec::Walker& w = task_.state;
+  const spec::Walker& w = walker_;
   std::vector<int64_t> words;
   const auto append = [&](const auto* from, int64_t count) { words.insert(words.end(), from, from + count); };
   const int64_t cells = int64_t{v.slots} * v.stride;
@@ -180,13 +232,13 @@ std::vector<int64_t> WalkRig::state_words() const {
   append(w.replicas, v.experts);
   append(w.copies, int64_t{v.experts} * v.stride);
   for (int32_t e = 0; e < v.experts; ++e) words.push_back(w.replicas[e] == 1 ? w.home[e] : -1);
-  words.push_back(task_.best_value);
+  words.push_back(progress_.best_value);
   return words;
 }
 
 std::vector<int64_t> WalkRig::frontier_words() const {
   const spec::LayerView& v = layer_.view();
-  const spec::Walker& w = task_.state;
+  const spec::Walker& w = walker_;
   std::vector<int64_t> words;
   for (int32_t m = 0; m < w.frontier; ++m) {
     words.push_back(w.frontier_value[m]);

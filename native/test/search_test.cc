@@ -33,17 +33,17 @@ Case draw_case(uint64_t stream, const CpuKernels& kernels) {
   c.q = quantise(in);
   const int32_t layer = random.below(in.layers);
   c.rig = std::make_unique<LayerRig>(kernels, in, c.q, layer);
-  c.options.walker = random.below(8);
-  c.options.temper = spec::walker_temper(c.options.walker);
-  c.options.key = spec::stream_key(random.bits(), layer, c.options.walker);
-  c.options.total_steps = 8 * random.between(1, 20);
+  c.options.plan.walker = random.below(8);
+  c.options.plan.temper = spec::walker_temper(c.options.plan.walker);
+  c.options.plan.key = spec::stream_key(random.bits(), layer, c.options.plan.walker);
+  c.options.plan.total_steps = 8 * random.between(1, 20);
   if (c.rig->has_incumbent()) {
     if (random.chance(0.7)) c.options.start = c.rig->incumbent().start.data();
     if (random.chance(0.5)) {
-      c.options.temper = spec::budget_temper();
+      c.options.plan.temper = spec::budget_temper();
       c.options.frontier = random.between(1, c.q.gpus * c.q.slots + 1);
-      c.options.dearest = static_cast<int32_t>(random.any_magnitude(22));
-      c.options.cheapest = static_cast<int32_t>(random.any_magnitude(12));
+      c.options.plan.dearest = static_cast<int32_t>(random.any_magnitude(22));
+      c.options.plan.cheapest = static_cast<int32_t>(random.any_magnitude(12));
     }
   }
   return c;
@@ -92,7 +92,7 @@ void check_best(const Case& c, const WalkRig& walk) {
   }
   REQUIRE(broken_constraints(v, best.data()) == std::vector<std::string>{});
   // With a budget the price moves along the walk, and the best is by whatever price it was met at.
-  if (c.options.frontier == 0) REQUIRE(walk.task().best_value == recount(v, best.data()).value);
+  if (c.options.frontier == 0) REQUIRE(walk.progress().best_value == recount(v, best.data()).value);
 }
 
 void check_frontier(const spec::LayerView& v, const spec::Walker& w) {
@@ -120,7 +120,7 @@ TEST_CASE("search: the incremental state is the recount of its placement after a
     Random random(stream + 1000);
     walk.walk(0);  // the start alone
     const std::vector<int32_t> first = walk.best();
-    for (int64_t until = 0; until < c.options.total_steps;) {
+    for (int64_t until = 0; until < c.options.plan.total_steps;) {
       check_state(v, walk.state());
       check_best(c, walk);
       check_frontier(v, walk.state());
@@ -145,11 +145,11 @@ TEST_CASE("search: a walk in pieces is the walk") {
     const Case c = draw_case(stream, kernels_base());
     INFO("seed " << base_seed() << ", stream " << stream << ": " << describe(*c.instance));
     WalkRig whole(*c.rig, c.options);
-    whole.walk(c.options.total_steps);
+    whole.walk(c.options.plan.total_steps);
     Random random(stream + 2000);
     for (int32_t largest : {1, 3, 8}) {  // in temperatures: a walk pauses between two of them
       WalkRig pieces(*c.rig, c.options);
-      for (int64_t until = 0; until < c.options.total_steps;) {
+      for (int64_t until = 0; until < c.options.plan.total_steps;) {
         pieces.walk(until += spec::kStepsPerTemperature * random.between(1, largest));
       }
       REQUIRE(pieces.best() == whole.best());
@@ -166,8 +166,8 @@ TEST_CASE("search: what the memory held before does not show") {
     WalkRig one(*c.rig, c.options);
     c.options.poison = 0x01010101;
     WalkRig other(*c.rig, c.options);
-    one.walk(c.options.total_steps);
-    other.walk(c.options.total_steps);
+    one.walk(c.options.plan.total_steps);
+    other.walk(c.options.plan.total_steps);
     REQUIRE(one.best() == other.best());
     REQUIRE(one.state_words() == other.state_words());
     REQUIRE(one.frontier_words() == other.frontier_words());
@@ -181,15 +181,15 @@ TEST_CASE("search: the best never gets worse, and is never worse than the start"
     INFO("seed " << base_seed() << ", stream " << stream << ": " << describe(*c.instance));
     WalkRig walk(*c.rig, c.options);
     walk.walk(0);
-    int64_t last = walk.task().best_value;
+    int64_t last = walk.progress().best_value;
     if (c.options.start != nullptr) {
       const std::vector<int32_t>& start = c.rig->incumbent().start;
       REQUIRE(walk.best() == start);
     }
-    for (int64_t until = 16; until <= c.options.total_steps; until += 16) {
+    for (int64_t until = 16; until <= c.options.plan.total_steps; until += 16) {
       walk.walk(until);
-      REQUIRE(walk.task().best_value <= last);
-      last = walk.task().best_value;
+      REQUIRE(walk.progress().best_value <= last);
+      last = walk.progress().best_value;
     }
   }
 }
@@ -202,9 +202,9 @@ TEST_CASE("search: another key walks another way, another walker starts another 
     ++tried;
     c.options.frontier = 0;
     c.options.start = nullptr;
-    c.options.walker = 4;  // a jittered start, so that the key shows there too
+    c.options.plan.walker = 4;  // a jittered start, so that the key shows there too
     WalkRig one(*c.rig, c.options);
-    c.options.key ^= 1;
+    c.options.plan.key ^= 1;
     WalkRig other(*c.rig, c.options);
     one.walk(0);
     other.walk(0);
@@ -218,14 +218,44 @@ TEST_CASE("search: another key walks another way, another walker starts another 
   CHECK(other_starts > tried / 4);
 }
 
+TEST_CASE("search: what a walk leaves behind has a piece of memory of its own") {
+  for (uint64_t stream = 0; stream < 60; ++stream) {
+    const Case c = draw_case(stream, kernels_base());
+    const spec::LayerView& v = c.rig->view();
+    INFO("seed " << base_seed() << ", stream " << stream << ": " << describe(*c.instance));
+    spec::Walker w{};
+    const int32_t frontier = c.options.frontier;
+    const spec::WalkerBytes bytes = spec::lay_out_walker(v, frontier, nullptr, nullptr, &w);
+    REQUIRE(w.expert == nullptr);  // counted, not placed
+    REQUIRE(w.best_expert == nullptr);
+    std::vector<char> work(bytes.work + 64), kept(bytes.kept + 64);
+    const auto aligned = [](std::vector<char>& piece) { return piece.data() + (64 - reinterpret_cast<uintptr_t>(piece.data()) % 64) % 64; };
+    const spec::WalkerBytes placed = spec::lay_out_walker(v, frontier, aligned(work), aligned(kept), &w);
+    REQUIRE(placed.work == bytes.work);
+    REQUIRE(placed.kept == bytes.kept);
+    const size_t cells = static_cast<size_t>(v.slots) * static_cast<size_t>(v.stride);
+    const auto lies_in = [&](std::vector<char>& piece, uint64_t size, const void* array, size_t length) {
+      const char* const begin = static_cast<const char*>(array);
+      return begin >= aligned(piece) && begin + length <= aligned(piece) + size && reinterpret_cast<uintptr_t>(begin) % 64 == 0;
+    };
+    REQUIRE(lies_in(work, bytes.work, w.expert, cells * sizeof(int32_t)));
+    REQUIRE(lies_in(work, bytes.work, w.copies, static_cast<size_t>(v.experts) * static_cast<size_t>(v.stride)));
+    REQUIRE(lies_in(work, bytes.work, w.home, static_cast<size_t>(v.experts) * sizeof(int32_t)));
+    REQUIRE(lies_in(kept, bytes.kept, w.best_expert, cells * sizeof(int32_t)));
+    REQUIRE(lies_in(kept, bytes.kept, w.frontier_value, static_cast<size_t>(frontier) * sizeof(int64_t)));
+    REQUIRE(lies_in(kept, bytes.kept, w.frontier_expert, static_cast<size_t>(frontier) * cells * sizeof(int32_t)));
+    REQUIRE(w.frontier == frontier);
+  }
+}
+
 TEST_CASE("search: a cancelled walk says so") {
   const Case c = draw_case(3, kernels_base());
   std::atomic<bool> cancel{true};
   WalkRig walk(*c.rig, c.options);
-  CHECK_FALSE(walk.walk(c.options.total_steps, &cancel));
+  CHECK_FALSE(walk.walk(c.options.plan.total_steps, &cancel));
   WalkRig other(*c.rig, c.options);
   cancel = false;
-  CHECK(other.walk(c.options.total_steps, &cancel));
+  CHECK(other.walk(c.options.plan.total_steps, &cancel));
 }
 
 TEST_CASE("search: a round is whole temperatures and enough steps for every GPU") {

@@ -1,9 +1,11 @@
 // A Team that does everything out of order. It promises what the spec may rely on and nothing more: each index is visited
-// once, and a reduction is that of the whole range. Ranges are cut into blocks of odd sizes, the blocks are taken in a random
-// order and each is walked through forwards, backwards or at random; reductions combine values pairwise in a random tree.
+// once, the depths of one (row, column) come in order, and a reduction is that of the whole range. Ranges are cut into blocks
+// of odd sizes, the blocks are taken in a random order and each is walked through forwards, backwards or at random; reductions
+// combine values pairwise in a random tree.
 // It has TeamCpu's constructor, so that the kernels can be compiled over it (shuffled_kernels.cc).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -39,9 +41,35 @@ class ShuffledTeam {
     for (spec::i32 i : order_) f(i / columns, i % columns);
   }
 
+  // Cells take turns in a random order: each has its depths one after the other, the others' in between.
   template <class F>
-  spec::i32 max(spec::i32 count, F f) {
-    return reduce<spec::i32>(count, INT32_MIN, f, [](spec::i32 a, spec::i32 b) { return a > b ? a : b; });
+  void for_each3(spec::i32 rows, spec::i32 depth, spec::i32 columns, F f) {
+    shuffle(rows * depth * columns);
+    std::vector<spec::i32> next(static_cast<size_t>(rows * columns), 0);
+    for (spec::i32 i : order_) {
+      const spec::i32 cell = i / depth;
+      f(cell / columns, next[static_cast<size_t>(cell)]++, cell % columns);
+    }
+  }
+
+  template <class F>
+  void for_each_shared(spec::i32 count, F f) {
+    for_each(count, f);
+  }
+
+  static void set(spec::i32* at, spec::i32 value) { *at = value; }
+
+  template <class T>
+  static T add(T* counter, T more) {
+    const T before = *counter;
+    *counter += more;
+    return before;
+  }
+
+  template <class F>
+  auto max(spec::i32 count, F f) -> decltype(f(0)) {
+    using T = decltype(f(0));
+    return reduce<T>(count, spec::least_value<T>(), f, [](T a, T b) { return a > b ? a : b; });
   }
 
   template <class F>
@@ -61,6 +89,13 @@ class ShuffledTeam {
     return argmin(planes * rows * columns, [&](spec::i32 i) {
       return f(i / columns / rows, i / columns % rows, i % columns);
     });
+  }
+
+  template <class F, class Done>
+  void min_rows(spec::i32 rows, spec::i32 columns, F f, Done done) {
+    shuffle(rows);
+    const std::vector<spec::i32> order = order_;  // argmin draws orders of its own
+    for (spec::i32 r : order) done(r, argmin(columns, [&](spec::i32 c) { return f(r, c); }));
   }
 
  private:

@@ -58,7 +58,7 @@ Staying staying(const ProblemInput& in) {
         heat[static_cast<size_t>(e)] += in.tokens[static_cast<size_t>((layer * in.sources + source) * in.experts + e)];
       }
     }
-    const Incumbent incumbent = read_incumbent(in, q, layer, heat);
+    const Incumbent incumbent = read_incumbent(in, q, layer, heat.data());
     const std::vector<int32_t> all = over_all_gpus(q, incumbent.start.data());
     s.placement.insert(s.placement.end(), all.begin(), all.end());
     s.forced.push_back(incumbent.forced);

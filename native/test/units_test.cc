@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
 #include <vector>
 
@@ -61,6 +62,24 @@ TEST_CASE("units: shares never add up to more than the whole") {
   CHECK(share_q31(1) == kOneQ31);
   CHECK(fine_share(10, 3) == 3);
   CHECK(fine_share(9, 3) == 3);
+}
+
+TEST_CASE("units: a fine share is the quotient, whatever the count") {
+  Random random(6);
+  INFO("seed " << base_seed());
+  for (int n = 0; n < 20000; ++n) {
+    const i64 total = static_cast<i64>(random.any_magnitude(62));
+    const i32 replicas = random.between(1, random.between(1, 70000));
+    REQUIRE(fine_share(total, replicas) == static_cast<i64>(static_cast<u64>(total) / static_cast<u64>(replicas)));
+  }
+}
+
+TEST_CASE("units: least_value is the least of each type") {
+  CHECK(least_value<i32>() == std::numeric_limits<i32>::lowest());
+  CHECK(least_value<i64>() == std::numeric_limits<i64>::lowest());
+  CHECK(least_value<u32>() == 0);
+  CHECK(least_value<u64>() == 0);
+  CHECK(least_value<u8>() == 0);
 }
 
 TEST_CASE("units: GPUs are padded to whole vectors") {

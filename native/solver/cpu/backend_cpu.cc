@@ -1,9 +1,11 @@
 // The CPU backend: one core per task, vectors across candidates, the instruction set chosen when the process starts.
 // All of its memory is sized here; the kernels only fill it.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
+#include "../../spec/cost.h"
 #include "../../spec/tables.h"
 #include "../backend.h"
 #include "../registry.h"
@@ -66,17 +68,272 @@ spec::SearchTables lay_out_tables(const spec::FineLayer& fine, bool uniform, Tab
   return t;
 }
 
+// A thread's scratch for one call of a kernel at a time.
 struct Scratch {
   std::vector<int64_t> wide;
-  std::vector<int32_t> narrow;
+  std::vector<int32_t> ids;
+  std::vector<int32_t> scores;
+  std::vector<char> bound;
 };
 
-Scratch& thread_scratch(size_t wide, size_t narrow) {
+template <class T>
+T* at_least(std::vector<T>* array, size_t size) {
+  if (array->size() < size) array->resize(size);
+  return array->data();
+}
+
+Scratch& thread_scratch() {
   static thread_local Scratch scratch;
-  if (scratch.wide.size() < wide) scratch.wide.resize(wide);
-  if (scratch.narrow.size() < narrow) scratch.narrow.resize(narrow);
   return scratch;
 }
+
+int32_t* scores_for(const spec::FineLayer& fine) {
+  return at_least(&thread_scratch().scores, team_scratch(fine.experts, fine.slots, spec::padded_gpus(fine.gpus)));
+}
+
+// One walk: its orders, its memory, and how far it is.
+struct Walk {
+  WalkOrder order;
+  const int32_t* start = nullptr;
+  std::vector<char> memory;
+  spec::Walker walker;
+  spec::WalkProgress progress;
+};
+
+struct Layer {
+  std::vector<int64_t> expert_tokens;  // [experts]
+  std::vector<int64_t> comm_fine;      // [gpus][experts]
+  std::vector<int32_t> arena;          // the search tables
+  spec::FineLayer fine;
+  spec::LayerView view;
+  spec::SearchScale scale;
+  std::vector<Walk> walks;
+  std::vector<std::vector<int32_t>> placements;  // by id, [gpus][slots] each; empty where it is not kept
+  std::vector<Found> found;  // the incumbent's start, where there is one
+};
+
+class BatchCpu final : public LayerBatch {
+ public:
+  explicit BatchCpu(const CpuKernels& kernels) : kernels_(kernels) {}
+
+  void fill(const BatchInputs& inputs, Threads& threads, const FillHooks& hooks) override {
+    inputs_ = inputs;
+    if (layers_.size() < static_cast<size_t>(inputs.count)) layers_.resize(static_cast<size_t>(inputs.count));
+    threads.parallel_for(inputs.count, [&](int64_t n) {
+      const int32_t at = static_cast<int32_t>(n);
+      Layer& layer = this->layer(at);
+      fill_tables(inputs.first + at, &layer);
+      layer.placements.clear();
+      layer.found.clear();
+      const HeldPlacement incumbent = hooks.held(at, layer.expert_tokens.data());
+      spec::FineTerms terms;
+      if (incumbent.held != nullptr) {
+        layer.view.held = incumbent.held;
+        layer.view.price = spec::to_search_price(weights().migration, layer.scale.shift);
+        layer.placements.emplace_back(incumbent.start, incumbent.start + cells(layer));
+        terms = price(layer, incumbent.start);
+        layer.found.assign(1, {0, terms});
+      }
+      hooks.ready(at, layer.scale.shift, terms);
+    });
+  }
+
+  void prove(const std::vector<int64_t>& prices, int32_t iterations) override {
+    bound_prices_ = prices;
+    bound_iterations_ = iterations;
+  }
+
+  void begin_walks(const std::vector<std::vector<WalkOrder>>& layers) override {
+    for (size_t n = 0; n < layers.size(); ++n) {
+      Layer& layer = layers_[n];
+      layer.walks.resize(layers[n].size());
+      for (size_t w = 0; w < layers[n].size(); ++w) {
+        Walk& walk = layer.walks[w];
+        walk.order = layers[n][w];
+        const int32_t start = walk.order.start;
+        walk.start = start == WalkOrder::kConstruct ? nullptr : layer.placements[static_cast<size_t>(start)].data();
+        walk.progress = {};
+      }
+    }
+  }
+
+  bool walk(int64_t until, Threads& threads, const std::atomic<bool>* cancel,
+            const std::function<void(int64_t)>& on_walks) override {
+    std::vector<std::pair<Layer*, Walk*>> tasks;
+    size_t most = 0;
+    for (int32_t n = 0; n < inputs_.count; ++n) most = std::max(most, layer(n).walks.size());
+    for (size_t w = 0; w < most; ++w) {
+      for (int32_t n = 0; n < inputs_.count; ++n) {
+        if (w < layer(n).walks.size()) tasks.emplace_back(&layer(n), &layer(n).walks[w]);
+      }
+    }
+    std::atomic<bool> finished{true};
+    threads.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+      const auto& [layer, walk] = tasks[static_cast<size_t>(i)];
+      // After a cancellation not even a start is built: there may be thousands of tasks.
+      const bool stop = cancel != nullptr && cancel->load(std::memory_order_relaxed);
+      if (stop || !walk_one(*layer, walk, until, cancel)) finished.store(false);
+      if (on_walks) on_walks(1);
+    });
+    return finished.load();
+  }
+
+  void collect(bool best_only, Threads& threads,
+               const std::function<void(int32_t, const std::vector<Found>&)>& then) override {
+    threads.parallel_for(inputs_.count, [&](int64_t n) {
+      Layer& layer = this->layer(static_cast<int32_t>(n));
+      std::vector<Found> found;
+      if (best_only) found = layer.found;
+      for (const Walk& walk : layer.walks) {
+        if (walk.order.frontier == 0) {
+          found.push_back(add_placement(&layer, walk.walker.best_expert));
+          continue;
+        }
+        for (int32_t m = 0; m < walk.order.frontier; ++m) {
+          if (walk.walker.frontier_value[m] == INT64_MAX) continue;
+          found.push_back(add_placement(&layer, walk.walker.frontier_expert + int64_t{m} * layer.view.slots * layer.view.stride));
+        }
+      }
+      if (best_only) found.assign(1, best_of(found));
+      then(static_cast<int32_t>(n), found);
+    });
+  }
+
+  void keep(const std::vector<std::vector<int32_t>>& ids) override {
+    for (size_t n = 0; n < ids.size(); ++n) {
+      auto next = ids[n].begin();
+      for (size_t id = 0; id < layers_[n].placements.size(); ++id) {
+        if (next != ids[n].end() && *next == static_cast<int32_t>(id)) {
+          ++next;
+        } else {
+          std::vector<int32_t>().swap(layers_[n].placements[id]);
+        }
+      }
+    }
+  }
+
+  void fetch(const std::vector<int32_t>& ids) override { fetched_ = ids; }
+
+  const int32_t* placement(int32_t n) const override {
+    const size_t at = static_cast<size_t>(n);
+    return layers_[at].placements[static_cast<size_t>(fetched_[at])].data();
+  }
+
+  int64_t bound(int32_t n, size_t which) override {
+    const Layer& layer = this->layer(n);
+    const spec::FineLayer& fine = layer.fine;
+    const int32_t stride = layer.view.stride;
+    spec::BoundScratch scratch;
+    std::vector<char>& memory = thread_scratch().bound;
+    at_least(&memory, spec::lay_out_bound(stride, fine.experts, nullptr, &scratch) + kAlignment);
+    spec::lay_out_bound(stride, fine.experts, aligned(memory.data()), &scratch);
+    return kernels_.bound(layer.view, fine, weights(), layer.scale.shift, bound_prices_[which], bound_iterations_, scratch,
+                          scores_for(fine));
+  }
+
+  bool evaluate(const int32_t* candidates, int64_t count, int64_t layer_stride, Threads& threads,
+                const std::atomic<bool>* cancel, const BatchEvaluation& out) override {
+    const Quantised& q = *inputs_.problem;
+    const int64_t width = int64_t{q.all_gpus} * q.slots;
+    const spec::LiveGpus live_gpus{q.all_gpus, q.live_index.data()};
+    std::atomic<bool> finished{true};
+    threads.parallel_for(inputs_.count, [&](int64_t n) {
+      const Layer& layer = this->layer(static_cast<int32_t>(n));
+      std::vector<int32_t> live(cells(layer));
+      std::vector<int32_t> replicas(static_cast<size_t>(q.experts));
+      std::vector<int32_t> scores(std::max(team_scratch(q.experts, q.slots, layer.view.stride), static_cast<size_t>(width)));
+      for (int64_t c = 0; c < count; ++c) {
+        if (cancel != nullptr && cancel->load(std::memory_order_relaxed)) {
+          finished.store(false);
+          return;
+        }
+        const int64_t at = c * inputs_.count + n;
+        const int32_t* candidate = candidates + (c * layer_stride + inputs_.first + n) * width;
+        out.bad_slot[at] =
+            kernels_.read_candidate(layer.fine, live_gpus, candidate, live.data(), replicas.data(), scores.data());
+        if (out.bad_slot[at] < 0) out.terms[at] = price(layer, live.data());
+      }
+    });
+    return finished.load();
+  }
+
+ private:
+  Layer& layer(int32_t n) { return layers_[static_cast<size_t>(n)]; }
+  const spec::FineWeights& weights() const { return inputs_.problem->weights; }
+  static size_t cells(const Layer& layer) {
+    return static_cast<size_t>(layer.fine.gpus) * static_cast<size_t>(layer.fine.slots);
+  }
+
+  void fill_tables(int32_t id, Layer* out) const {
+    const Quantised& q = *inputs_.problem;
+    const spec::FineLayer fine = fine_layer(q, id);
+    const size_t experts = static_cast<size_t>(fine.experts);
+    out->fine = fine;
+    out->expert_tokens.resize(experts);
+    out->comm_fine.resize(static_cast<size_t>(fine.gpus) * experts);
+    // `nearest` prices every (expert, GPU) pair by its sources, so it needs the full load table even on equal GPUs.
+    const bool uniform = q.uniform_compute && !fine.nearest;
+    TableArena count(nullptr);
+    lay_out_tables(fine, uniform, &count);
+    const size_t size = count.cells() + kAlignment / sizeof(int32_t);
+    if (out->arena.size() < size) out->arena.resize(size);
+    TableArena arena(aligned(out->arena.data()));
+    const spec::SearchTables tables = lay_out_tables(fine, uniform, &arena);
+    kernels_.fill_tables(weights(), inputs_.pattern->view(), uniform, tables, out->expert_tokens.data(),
+                         out->comm_fine.data(), at_least(&thread_scratch().wide, 2 * experts), scores_for(fine), &out->fine,
+                         &out->scale);
+    out->view = spec::view_of(fine, tables, out->scale, uniform, q.allow_duplicates);
+  }
+
+  spec::FineTerms price(const Layer& layer, const int32_t* placement) const {
+    const spec::FineLayer& fine = layer.fine;
+    Scratch& scratch = thread_scratch();
+    int32_t* const ids = at_least(&scratch.ids, static_cast<size_t>(fine.experts) + 1 + cells(layer));
+    int64_t* const sums = at_least(&scratch.wide, 2 * static_cast<size_t>(fine.gpus));
+    return kernels_.evaluate(fine, layer.view.held, placement, ids, sums, scores_for(fine));
+  }
+
+  // Takes a placement [slots][stride] over as [gpus][slots].
+  Found add_placement(Layer* layer, const int32_t* expert) const {
+    const spec::LayerView& v = layer->view;
+    std::vector<int32_t> placement(cells(*layer));
+    for (int32_t h = 0; h < v.gpus; ++h) {
+      for (int32_t k = 0; k < v.slots; ++k) placement[static_cast<size_t>(h * v.slots + k)] = expert[k * v.stride + h];
+    }
+    const int32_t id = static_cast<int32_t>(layer->placements.size());
+    const spec::FineTerms terms = price(*layer, placement.data());
+    layer->placements.push_back(std::move(placement));
+    return {id, terms};
+  }
+
+  Found best_of(const std::vector<Found>& found) const {
+    return *std::min_element(found.begin(), found.end(), [&](const Found& a, const Found& b) {
+      const int64_t left = spec::fine_objective(weights(), a.terms), right = spec::fine_objective(weights(), b.terms);
+      if (left != right) return left < right;
+      if (a.terms.migrations != b.terms.migrations) return a.terms.migrations < b.terms.migrations;
+      return a.id < b.id;
+    });
+  }
+
+  bool walk_one(const Layer& layer, Walk* walk, int64_t until, const std::atomic<bool>* cancel) const {
+    const spec::LayerView& view = layer.view;
+    if (walk->progress.steps_done < 0) {
+      const int32_t frontier = walk->order.frontier;
+      const spec::WalkerBytes bytes = spec::lay_out_walker(view, frontier, nullptr, nullptr, &walk->walker);
+      char* const memory = aligned(at_least(&walk->memory, bytes.work + bytes.kept + kAlignment));
+      spec::lay_out_walker(view, frontier, memory, memory + bytes.work, &walk->walker);
+    }
+    return kernels_.walk(view, walk->walker, walk->order.plan, walk->start, until, cancel, scores_for(layer.fine),
+                         &walk->progress);
+  }
+
+  const CpuKernels& kernels_;
+  BatchInputs inputs_;
+  std::vector<Layer> layers_;
+  std::vector<int64_t> bound_prices_;
+  int32_t bound_iterations_ = 0;
+  std::vector<int32_t> fetched_;
+};
 
 class BackendCpu final : public Backend {
  public:
@@ -84,70 +341,11 @@ class BackendCpu final : public Backend {
 
   std::string name() const override { return "cpu"; }
   std::string detail() const override { return kernels_.name; }
-
-  void fill_tables(const spec::FineLayer& fine, const spec::FineWeights& weights, const CommPattern& pattern,
-                   bool uniform_compute, bool allow_duplicates, LayerTables* out) override {
-    const size_t experts = static_cast<size_t>(fine.experts);
-    out->fine = fine;
-    out->expert_tokens.resize(experts);
-    out->comm_fine.resize(static_cast<size_t>(fine.gpus) * experts);
-    // `nearest` prices every (expert, GPU) pair by its sources, so it needs the full load table even on equal GPUs.
-    const bool uniform = uniform_compute && !fine.nearest;
-    TableArena count(nullptr);
-    lay_out_tables(fine, uniform, &count);
-    const size_t cells = count.cells() + kAlignment / sizeof(int32_t);
-    if (out->arena.size() < cells) out->arena.resize(cells);
-    TableArena arena(aligned(out->arena.data()));
-    const spec::SearchTables tables = lay_out_tables(fine, uniform, &arena);
-    kernels_.fill_tables(weights, pattern.view(), uniform, tables, out->expert_tokens.data(), out->comm_fine.data(),
-                         thread_scratch(2 * experts, 0).wide.data(), &out->fine, &out->scale);
-    out->view = spec::view_of(fine, tables, out->scale, uniform, allow_duplicates);
-  }
-
-  bool walk(std::vector<WalkTask*>& tasks, int64_t until, Threads& threads, const std::atomic<bool>* cancel,
-            const std::function<void()>& on_task) override {
-    std::atomic<bool> finished{true};
-    threads.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
-      // After a cancellation not even a start is built: there may be thousands of tasks.
-      const bool stop = cancel != nullptr && cancel->load(std::memory_order_relaxed);
-      if (stop || !walk_one(tasks[static_cast<size_t>(i)], until, cancel)) finished.store(false);
-      if (on_task) on_task();
-    });
-    return finished.load();
-  }
-
-  void evaluate(const LayerTables& tables, const int32_t* placements, int64_t count, int64_t stride,
-                spec::FineTerms* terms) override {
-    const spec::FineLayer& fine = tables.fine;
-    const size_t cells = static_cast<size_t>(fine.gpus) * static_cast<size_t>(fine.slots);
-    Scratch& scratch =
-        thread_scratch(2 * static_cast<size_t>(fine.gpus), static_cast<size_t>(fine.experts) + 1 + cells);
-    kernels_.evaluate(fine, placements, count, stride, scratch.narrow.data(), scratch.wide.data(), terms);
-  }
-
-  int64_t bound(const LayerTables& tables, const spec::FineWeights& weights, int64_t migration,
-                int32_t iterations) override {
-    const size_t stride = static_cast<size_t>(tables.view.stride);
-    const size_t experts = static_cast<size_t>(tables.view.experts);
-    Scratch& scratch = thread_scratch(9 * stride + 2 * experts, stride + experts);
-    return kernels_.bound(tables.view, tables.fine, weights, tables.scale.shift, migration, iterations,
-                          scratch.wide.data(), scratch.narrow.data());
-  }
+  // Small batches, whose tables stay in cache.
+  int32_t layers_per_batch(int32_t threads) const override { return std::max(8, 4 * threads); }
+  std::unique_ptr<LayerBatch> make_batch() override { return std::make_unique<BatchCpu>(kernels_); }
 
  private:
-  bool walk_one(WalkTask* task, int64_t until, const std::atomic<bool>* cancel) {
-    const spec::LayerView& view = task->tables->view;
-    const bool fresh = task->steps_done < 0;
-    if (fresh) {
-      const size_t bytes = spec::lay_out_walker(view, task->frontier, nullptr, &task->state) + kAlignment;
-      if (task->memory.size() < bytes) task->memory.resize(bytes);
-      spec::lay_out_walker(view, task->frontier, aligned(task->memory.data()), &task->state);
-      task->best.resize(static_cast<size_t>(view.gpus) * static_cast<size_t>(view.slots));
-      task->steps_done = 0;
-    }
-    return kernels_.walk(task, fresh, until, cancel);
-  }
-
   const CpuKernels& kernels_;
 };
 

@@ -3,8 +3,16 @@
 #pragma once
 
 #include "../../spec/order.h"
-#include "../../spec/tables.h"
 #include "../../spec/units.h"
+
+// The bodies below never alias; saying so lets compilers vectorise them without run-time checks.
+#if defined(__clang__)
+#define GIMBAL_VECTOR_LOOP _Pragma("clang loop vectorize(enable)")
+#elif defined(__GNUC__)
+#define GIMBAL_VECTOR_LOOP _Pragma("GCC ivdep")
+#else
+#define GIMBAL_VECTOR_LOOP
+#endif
 
 namespace gimbal {
 namespace GIMBAL_ISA {
@@ -13,6 +21,7 @@ using namespace spec;
 
 class TeamCpu {
  public:
+  // Scratch: scores [team_scratch()].
   TeamCpu(const i32* noise_table, i32* scores) : noise_table_(noise_table), scores_(scores) {}
 
   const i32* noise_table() const { return noise_table_; }
@@ -37,9 +46,38 @@ class TeamCpu {
     }
   }
 
+  // For one (row, column), depth runs in order.
   template <class F>
-  GIMBAL_SPEC i32 max(i32 count, F f) {
-    i32 most = INT32_MIN;
+  GIMBAL_SPEC void for_each3(i32 rows, i32 depth, i32 columns, F f) {
+    for (i32 r = 0; r < rows; ++r) {
+      for (i32 d = 0; d < depth; ++d) {
+        GIMBAL_VECTOR_LOOP
+        for (i32 c = 0; c < columns; ++c) f(r, d, c);
+      }
+    }
+  }
+
+  // Bodies that may meet on a counter, through add().
+  template <class F>
+  GIMBAL_SPEC void for_each_shared(i32 count, F f) {
+    for (i32 i = 0; i < count; ++i) f(i);
+  }
+
+  // Returns what was there before.
+  template <class T>
+  GIMBAL_SPEC static T add(T* counter, T more) {
+    const T before = *counter;
+    *counter = before + more;
+    return before;
+  }
+
+  // A store that several bodies may make, all of the same value.
+  GIMBAL_SPEC static void set(i32* at, i32 value) { *at = value; }
+
+  // The greatest of one value or more, in the type that f returns.
+  template <class F>
+  GIMBAL_SPEC auto max(i32 count, F f) -> decltype(f(0)) {
+    auto most = least_value<decltype(f(0))>();
     GIMBAL_VECTOR_LOOP
     for (i32 i = 0; i < count; ++i) most = max_of(most, f(i));
     return most;
@@ -92,6 +130,12 @@ class TeamCpu {
       if (least < best.score) best = {least, p * rows * columns + find(least, rows * columns)};
     }
     return best;
+  }
+
+  // The least of each row's columns, given to done(row, least), whose counters rows may share.
+  template <class F, class Done>
+  GIMBAL_SPEC void min_rows(i32 rows, i32 columns, F f, Done done) {
+    for (i32 r = 0; r < rows; ++r) done(r, argmin(columns, [=](i32 c) GIMBAL_LAMBDA { return f(r, c); }));
   }
 
  private:
