@@ -36,6 +36,8 @@ export interface NativeProblem {
 /** Checked options; 0 where the native side chooses. */
 export interface NativeOptions {
   backend: 'auto' | BackendName;
+  /** The CUDA device's number. */
+  device: number;
   effort: Effort;
   walkers: number;
   rounds: number;

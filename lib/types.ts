@@ -62,6 +62,8 @@ export interface PlanProgress {
 
 export interface PlanOptions {
   backend?: 'auto' | BackendName;
+  /** Which CUDA device, numbered as the driver does (`CUDA_VISIBLE_DEVICES` counts). Default 0. */
+  device?: number;
   effort?: Effort;
   /** Independent searches per layer; default from `effort`. */
   walkers?: number;

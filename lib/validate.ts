@@ -35,6 +35,7 @@ const TOPOLOGY_KEYS = ['nodes', 'gpusPerNode', 'explanation'];
 const WEIGHT_KEYS = ['load', 'commMax', 'commTotal', 'migration'] as const satisfies (keyof Weights)[];
 const OPTION_KEYS = [
   'backend',
+  'device',
   'effort',
   'walkers',
   'rounds',
@@ -44,7 +45,7 @@ const OPTION_KEYS = [
   'signal',
   'onProgress',
 ] as const satisfies (keyof PlanOptions)[];
-const EVALUATE_KEYS = ['backend', 'threads', 'signal'] as const satisfies (keyof PlanOptions)[];
+const EVALUATE_KEYS = ['backend', 'device', 'threads', 'signal'] as const satisfies (keyof PlanOptions)[];
 
 /** The options of `evaluatePlacements`. */
 export type EvaluateOptions = Pick<PlanOptions, (typeof EVALUATE_KEYS)[number]>;
@@ -93,6 +94,7 @@ export function checkPlanOptions(options: PlanOptions = {}): NativeOptions {
   const { walkers, rounds, threads, timeLimitMs } = options;
   return {
     backend: oneOf('options.backend', backend, ['auto', 'cpu', 'cuda']),
+    device: options.device === undefined ? 0 : ordinal('options.device', options.device),
     effort: oneOf('options.effort', effort, ['fast', 'balanced', 'thorough']),
     walkers: walkers === undefined ? 0 : count('options.walkers', walkers),
     rounds: rounds === undefined ? 0 : count('options.rounds', rounds),
@@ -163,6 +165,14 @@ export function checkKeys(
 export function count(field: string, value: unknown): number {
   if (typeof value !== 'number' || !Number.isInteger(value) || value < 1 || value > MAX_INT32) {
     throw invalid(field, `an integer of 1 to ${MAX_INT32}`, describe(value));
+  }
+  return value;
+}
+
+/** The number of something counted from 0. */
+function ordinal(field: string, value: unknown): number {
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < 0 || value > MAX_INT32) {
+    throw invalid(field, `an integer of 0 to ${MAX_INT32}`, describe(value));
   }
   return value;
 }

@@ -12,11 +12,15 @@ const path = require('node:path');
 const ROOT = path.join(__dirname, '..');
 const ADDON = path.join(ROOT, 'build', 'Release', 'gimbal.node');
 const NATIVE_BUILD = path.join(ROOT, 'build-tests');
+/** The CUDA plug-in's sources on the host execution layer; the second one with every access checked. */
+const HOSTLAYER_PLUGINS = ['gimbal_cuda_hostlayer', 'gimbal_cuda_hostlayer_checked'];
+const HOSTLAYER_TESTS = path.join('native', 'test', 'hostlayer', 'gimbal_hostlayer_tests');
 
 function main() {
   buildAddonIfNeeded();
   mustRun('npm', ['run', '--silent', 'build:ts']);
-  const totals = [runVitest(process.argv.slice(2)), runNativeTests()];
+  // The native ones first: they build the plug-in that lets the others try the CUDA backend without a GPU.
+  const totals = [runNativeTests(), runVitest(process.argv.slice(2))];
   const sum = (key) => totals.reduce((total, result) => total + result[key], 0);
   console.log(`${sum('passed')} passed, ${sum('failed')} failed, ${sum('skipped')} skipped`);
   process.exitCode = sum('failed') === 0 && sum('passed') > 0 ? 0 : 1;
@@ -70,16 +74,36 @@ function runNativeTests() {
     return { passed: 0, failed: 1, skipped: 0 };
   }
   const jobs = String(os.cpus().length);
-  const build = ['--build', NATIVE_BUILD, '--parallel', jobs, '--target', 'gimbal_native_tests'];
+  const targets = ['gimbal_native_tests', 'gimbal_hostlayer_tests', ...HOSTLAYER_PLUGINS];
+  const build = ['--build', NATIVE_BUILD, '--parallel', jobs, '--target', ...targets];
   if (run('cmake', build).status !== 0) return { passed: 0, failed: 1, skipped: 0 };
-  const tests = run(path.join(NATIVE_BUILD, 'gimbal_native_tests'), [], { stdio: 'pipe', encoding: 'utf8' });
+  const results = [runDoctest('gimbal_native_tests'), runDoctest(HOSTLAYER_TESTS)];
+  for (const plugin of HOSTLAYER_PLUGINS) {
+    console.log(`the CUDA backend on a CPU, by ${plugin}`);
+    const env = { ...process.env, GIMBAL_CUDA_PLUGIN: path.join(NATIVE_BUILD, `${plugin}.so`) };
+    results.push(runDoctest('gimbal_native_tests', ['--test-case=batch*'], env));
+  }
+  return results.reduce((a, b) => ({
+    passed: a.passed + b.passed,
+    failed: a.failed + b.failed,
+    skipped: a.skipped,
+  }));
+}
+
+/** Runs one test program. Cases that its arguments leave out are not counted as skipped. */
+function runDoctest(program, args = [], env = process.env) {
+  const tests = run(path.join(NATIVE_BUILD, program), args, { stdio: 'pipe', encoding: 'utf8', env });
   process.stdout.write(tests.stdout + tests.stderr);
   const counts = /test cases:\s+\d+\s+\|\s+(\d+) passed\s+\|\s+(\d+) failed\s+\|\s+(\d+) skipped/.exec(
     tests.stdout,
   );
   const [passed, failed, skipped] = (counts ?? []).slice(1).map(Number);
   if (counts === null || passed + failed === 0) return { passed: 0, failed: 1, skipped: 0 };
-  return { passed, failed: tests.status === 0 ? failed : Math.max(1, failed), skipped };
+  return {
+    passed,
+    failed: tests.status === 0 ? failed : Math.max(1, failed),
+    skipped: args.length === 0 ? skipped : 0,
+  };
 }
 
 function skipNative(why) {

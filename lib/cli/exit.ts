@@ -139,6 +139,7 @@ function exitCodeOf(error: GimbalError): number {
     case 'GIMBAL_INFEASIBLE':
       return EXIT.infeasible;
     case 'GIMBAL_BACKEND_UNAVAILABLE':
+    case 'GIMBAL_BACKEND_FAILED':
     case 'GIMBAL_BINDING':
       return EXIT.backend;
     case 'GIMBAL_IO':
@@ -154,6 +155,8 @@ function remedyOf(error: GimbalError): string | undefined {
       return 'every expert needs a slot on a live GPU: give more slots (--slots), more GPUs (--topology) or fewer --dead-gpus';
     case 'GIMBAL_BACKEND_UNAVAILABLE':
       return '`gimbal backends` lists what this machine can run; --backend auto takes the best of them';
+    case 'GIMBAL_BACKEND_FAILED':
+      return 'the GPU or its driver refused; --backend cpu gives the same plan without them';
     case 'GIMBAL_OUT_OF_RANGE':
       return 'the products of tokens and costs are too large to add exactly: use a shorter statistics window';
     default:

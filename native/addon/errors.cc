@@ -14,6 +14,8 @@ const char* code_name(ErrorCode code) {
     case ErrorCode::kInfeasible: return "GIMBAL_INFEASIBLE";
     case ErrorCode::kOutOfRange: return "GIMBAL_OUT_OF_RANGE";
     case ErrorCode::kBackendUnavailable: return "GIMBAL_BACKEND_UNAVAILABLE";
+    case ErrorCode::kBackendFailed:
+    case ErrorCode::kDeviceMemory: return "GIMBAL_BACKEND_FAILED";
     case ErrorCode::kCancelled: return "GIMBAL_CANCELLED";
     case ErrorCode::kInternal: return "GIMBAL_INTERNAL";
   }

@@ -207,6 +207,7 @@ SolveOptions options_from_js(Napi::Object value) {
   const std::string backend = value.Get("backend").As<Napi::String>();
   if (backend == "cpu") options.backend = BackendChoice::kCpu;
   if (backend == "cuda") options.backend = BackendChoice::kCuda;
+  options.device = value.Get("device").As<Napi::Number>().Int32Value();
   const std::string effort = value.Get("effort").As<Napi::String>();
   if (effort == "fast") options.effort = Effort::kFast;
   if (effort == "thorough") options.effort = Effort::kThorough;

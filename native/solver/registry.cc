@@ -1,25 +1,28 @@
 #include "registry.h"
 
 #include "../model/errors.h"
+#include "cuda/backend_cuda.h"
 
 namespace gimbal {
-namespace {
-
-constexpr const char* kNoCuda = "this build has no CUDA backend";
-
-}  // namespace
 
 std::vector<BackendInfo> list_backends() {
-  Backend& cpu = cpu_backend();
-  return {
-      {"cpu", true, "CPU, " + cpu.detail() + " vectors", ""},
-      {"cuda", false, "NVIDIA GPU", kNoCuda},
-  };
+  std::vector<BackendInfo> infos = {{"cpu", true, "CPU, " + cpu_backend().detail() + " vectors", ""}};
+  BackendInfo cuda{"cuda", false, "NVIDIA GPU", ""};
+  if (Backend* const backend = cuda_backend(0, &cuda.reason)) {
+    cuda.available = true;
+    cuda.description = backend->detail();
+  }
+  infos.push_back(cuda);
+  return infos;
 }
 
-Backend& select_backend(BackendChoice choice) {
+Backend& select_backend(BackendChoice choice, int32_t device) {
+  if (choice == BackendChoice::kCpu) return cpu_backend();
+  std::string reason;
+  Backend* const cuda = cuda_backend(device, &reason);
+  if (cuda != nullptr) return *cuda;
   if (choice == BackendChoice::kCuda) {
-    throw Error(ErrorCode::kBackendUnavailable, "backend", "an available backend", std::string("cuda: ") + kNoCuda);
+    throw Error(ErrorCode::kBackendUnavailable, "backend", "an available backend", "cuda: " + reason);
   }
   return cpu_backend();
 }

@@ -8,7 +8,8 @@ namespace gimbal {
 
 Backend& cpu_backend();
 
-// Throws Error(kBackendUnavailable) where the choice is forced and missing; never falls back in silence.
-Backend& select_backend(BackendChoice choice);
+// `device` is the CUDA device's number. Throws Error(kBackendUnavailable) where the choice is forced and missing; never falls
+// back in silence.
+Backend& select_backend(BackendChoice choice, int32_t device);
 
 }  // namespace gimbal

@@ -1,7 +1,7 @@
 // All control flow of a plan: quantise, fill tables, walk, share the migration budget, rank exactly, audit, certify.
 //
 // Layers are independent but for the budget, so without one (and without a time limit, which must stop all layers after the
-// same round) they go through in small batches whose tables stay in cache. Every ranking is by exact integers, then fewer
+// same round) they go through in batches of the size that suits the backend. Every ranking is by exact integers, then fewer
 // migrations, then the walker's number; nothing depends on which thread did what.
 #include "solve.h"
 
@@ -17,8 +17,8 @@
 #include "../model/errors.h"
 #include "../model/incumbent.h"
 #include "../model/quantise.h"
+#include "../spec/cost.h"
 #include "../spec/search.h"
-#include "../spec/tables.h"
 #include "backend.h"
 #include "budget.h"
 #include "registry.h"
@@ -85,7 +85,18 @@ CommPattern find_pattern(const Quantised& q) {
   return p;
 }
 
-// One layer's exact inputs, without the tables that a backend fills.
+// What the solver itself knows of a layer from its tables on to its finished plan; the rest is the backend's.
+struct LayerJob {
+  int32_t layer = 0;
+  int shift = 0;  // of the search's units
+  Incumbent incumbent;
+  std::vector<WalkOrder> walks;
+  std::vector<FrontierPoint> points;  // the placements found, in exact terms; with a budget, the frontier
+  int32_t chosen = -1;                // a placement's id
+};
+
+}  // namespace
+
 spec::FineLayer fine_layer(const Quantised& q, int32_t layer) {
   spec::FineLayer fine;
   fine.experts = q.experts;
@@ -99,23 +110,16 @@ spec::FineLayer fine_layer(const Quantised& q, int32_t layer) {
   return fine;
 }
 
-// What a layer needs from its tables on to its finished plan.
-struct LayerJob {
-  int32_t layer = 0;
-  LayerTables tables;
-  Incumbent incumbent;
-  std::vector<WalkTask> walks;
-  // The placements found, in exact terms; with a budget, the frontier.
-  std::vector<std::vector<int32_t>> placements;  // [gpus][slots] each
-  std::vector<FrontierPoint> points;
-  int32_t chosen = -1;  // into placements
-};
-
-}  // namespace
-
 struct Workspace::Impl {
   Threads threads;
   std::vector<LayerJob> jobs;
+  std::map<Backend*, std::unique_ptr<LayerBatch>> batches;
+
+  LayerBatch& batch_of(Backend& backend) {
+    std::unique_ptr<LayerBatch>& batch = batches[&backend];
+    if (batch == nullptr) batch = backend.make_batch();
+    return *batch;
+  }
 };
 
 Workspace::Workspace() : impl_(new Impl) {}
@@ -125,8 +129,8 @@ namespace {
 
 class Planning {
  public:
-  Planning(const ProblemInput& input, const SolveOptions& options, Workspace::Impl& workspace)
-      : in_(input), options_(options), ws_(workspace), backend_(select_backend(options.backend)) {
+  Planning(const ProblemInput& input, const SolveOptions& options, Backend& backend, Workspace::Impl& workspace)
+      : in_(input), options_(options), ws_(workspace), backend_(backend) {
     check_options();
     q_ = quantise(input);
     check_incumbent(input);
@@ -156,7 +160,8 @@ class Planning {
     plan_.replica_count.assign(static_cast<size_t>(q_.layers) * static_cast<size_t>(q_.experts), 0);
     plan_.layers.resize(static_cast<size_t>(q_.layers));
     const bool together = budgeted_ || options_.time_limit_ms > 0;
-    const int32_t batch = together ? q_.layers : std::min(q_.layers, std::max(8, 4 * ws_.threads.count()));
+    const int32_t batch = together ? q_.layers : std::min(q_.layers, backend_.layers_per_batch(ws_.threads.count()));
+    batch_ = &ws_.batch_of(backend_);
     if (static_cast<int32_t>(ws_.jobs.size()) < batch) ws_.jobs.resize(static_cast<size_t>(batch));
     total_work_ = int64_t{q_.layers} * (int64_t{walkers_} * phases_ + walks_per_layer() - walkers_);
     for (int32_t first = 0; first < q_.layers; first += batch) {
@@ -204,69 +209,75 @@ class Planning {
   LayerJob& job(int32_t n) { return ws_.jobs[static_cast<size_t>(n)]; }
 
   void run_batch(int32_t first, int32_t count) {
-    ws_.threads.parallel_for(count, [&](int64_t n) {
+    FillHooks hooks;
+    hooks.held = [&](int32_t n, const int64_t* expert_tokens) {
       poll();
-      prepare(first + static_cast<int32_t>(n), &job(static_cast<int32_t>(n)));
-    });
+      return held_by_incumbent(first + n, expert_tokens, &job(n));
+    };
+    hooks.ready = [&](int32_t n, int shift, const spec::FineTerms& incumbent) { prepare(&job(n), shift, incumbent); };
+    batch_->fill({&q_, &pattern_, first, count}, ws_.threads, hooks);
+    if (!budgeted_) batch_->prove({q_.weights.migration}, bound_iterations_);
     walk(count);
-    ws_.threads.parallel_for(count, [&](int64_t n) { collect(&job(static_cast<int32_t>(n))); });
+    collect();
     if (budgeted_) {
       // The first phase's sweep over prices found each layer's curve; now every layer digs around its share of the budget.
       choose_within_budget(count);
       for (phase_ = 1; phase_ < phases_; ++phase_) {
-        ws_.threads.parallel_for(count, [&](int64_t n) { prepare_phase(&job(static_cast<int32_t>(n))); });
+        for (int32_t n = 0; n < count; ++n) prepare_phase(&job(n));
         walk(count);
-        ws_.threads.parallel_for(count, [&](int64_t n) { collect(&job(static_cast<int32_t>(n))); });
+        collect();
         choose_within_budget(count);
       }
+      // sum over layers of min (J + price * migrations) - price * budget bounds the sum for every price >= 0.
+      batch_->prove({q_.weights.migration, q_.weights.migration + dual_price_}, bound_iterations_);
     }
+    std::vector<int32_t> chosen;
+    for (int32_t n = 0; n < count; ++n) chosen.push_back(job(n).chosen);
+    batch_->fetch(chosen);
     ws_.threads.parallel_for(count, [&](int64_t n) {
       poll();
-      finish(&job(static_cast<int32_t>(n)));
+      finish(static_cast<int32_t>(n));
     });
   }
 
-  void prepare(int32_t layer, LayerJob* job) {
+  HeldPlacement held_by_incumbent(int32_t layer, const int64_t* expert_tokens, LayerJob* job) {
     job->layer = layer;
-    job->placements.clear();
     job->points.clear();
     job->chosen = -1;
-    LayerTables& tables = job->tables;
-    backend_.fill_tables(fine_layer(q_, layer), q_.weights, pattern_, q_.uniform_compute, q_.allow_duplicates, &tables);
+    job->incumbent.forced = 0;
+    if (in_.incumbent == nullptr) return {};
+    job->incumbent = read_incumbent(in_, q_, layer, expert_tokens);
+    return {job->incumbent.held.data(), job->incumbent.start.data()};
+  }
+
+  void prepare(LayerJob* job, int shift, const spec::FineTerms& incumbent) {
+    job->shift = shift;
     const bool has_incumbent = in_.incumbent != nullptr;
-    if (has_incumbent) {
-      job->incumbent = read_incumbent(in_, q_, layer, tables.expert_tokens);
-      tables.view.held = job->incumbent.held.data();
-      tables.view.price = spec::to_search_price(q_.weights.migration, tables.scale.shift);
-      add_placement(job, job->incumbent.start);  // doing nothing is always a candidate
-    }
+    if (has_incumbent) add_points(job, {{0, incumbent}});  // doing nothing is always a candidate
     job->walks.resize(static_cast<size_t>(walks_per_layer()));
     for (int32_t w = 0; w < walks_per_layer(); ++w) {
-      WalkTask& walk = job->walks[static_cast<size_t>(w)];
+      WalkOrder& walk = job->walks[static_cast<size_t>(w)];
       const bool from_incumbent = has_incumbent && (budgeted_ ? w < walkers_ : w == walkers_);
       begin_walk(*job, w, &walk);
-      walk.start = from_incumbent ? job->incumbent.start.data() : nullptr;
+      walk.start = from_incumbent ? 0 : WalkOrder::kConstruct;
       if (budgeted_ && !from_incumbent) {
         walk.frontier = 0;
-        walk.temper = spec::walker_temper(w - walkers_);
+        walk.plan.temper = spec::walker_temper(w - walkers_);
       } else if (budgeted_) {
         // From a price at which nothing moves down to one at which anything may.
         const int64_t scale = std::min<int64_t>(worth(*job), int64_t{1} << spec::kSearchBits);
-        walk.dearest = static_cast<int32_t>(scale >> 1);
-        walk.cheapest = static_cast<int32_t>(scale >> 12);
+        walk.plan.dearest = static_cast<int32_t>(scale >> 1);
+        walk.plan.cheapest = static_cast<int32_t>(scale >> 12);
       }
     }
   }
 
-  void begin_walk(const LayerJob& job, int32_t walker, WalkTask* walk) const {
-    walk->tables = &job.tables;
-    walk->walker = walker;
-    walk->key = spec::stream_key(options_.seed, job.layer, walker);
-    walk->temper = budgeted_ ? spec::budget_temper() : spec::walker_temper(walker);
-    walk->total_steps = steps(rounds_in_phase());
-    walk->steps_done = -1;
-    walk->best_value = 0;
-    walk->dearest = walk->cheapest = 0;
+  void begin_walk(const LayerJob& job, int32_t walker, WalkOrder* walk) const {
+    walk->plan = {};
+    walk->plan.walker = walker;
+    walk->plan.key = spec::stream_key(options_.seed, job.layer, walker);
+    walk->plan.temper = budgeted_ ? spec::budget_temper() : spec::walker_temper(walker);
+    walk->plan.total_steps = steps(rounds_in_phase());
     walk->frontier = budgeted_ ? frontier_size(job) : 0;
   }
 
@@ -278,19 +289,19 @@ class Planning {
   }
 
   // The incumbent's objective in search units.
-  int64_t worth(const LayerJob& job) const { return job.points.front().objective >> job.tables.scale.shift; }
+  int64_t worth(const LayerJob& job) const { return job.points.front().objective >> job.shift; }
 
   // From the layer's choice on, at prices around the one that the budget has shown.
   void prepare_phase(LayerJob* job) {
     const int64_t most = int64_t{1} << spec::kSearchBits;
-    const int64_t price = std::max<int64_t>(budget_price_ >> job->tables.scale.shift, 1);
+    const int64_t price = std::max<int64_t>(budget_price_ >> job->shift, 1);
     job->walks.resize(static_cast<size_t>(walkers_));
     for (int32_t w = 0; w < walkers_; ++w) {
-      WalkTask& walk = job->walks[static_cast<size_t>(w)];
+      WalkOrder& walk = job->walks[static_cast<size_t>(w)];
       begin_walk(*job, w + fresh_walkers() + phase_ * walkers_, &walk);
-      walk.start = job->placements[static_cast<size_t>(job->chosen)].data();
-      walk.dearest = static_cast<int32_t>(std::min(2 * price, most));
-      walk.cheapest = static_cast<int32_t>(std::min(price / 2, most));
+      walk.start = job->chosen;
+      walk.plan.dearest = static_cast<int32_t>(std::min(2 * price, most));
+      walk.plan.cheapest = static_cast<int32_t>(std::min(price / 2, most));
     }
   }
 
@@ -301,18 +312,17 @@ class Planning {
   }
 
   void walk(int32_t count) {
-    std::vector<WalkTask*> tasks;
-    for (int32_t w = 0; w < walks_per_layer(); ++w) {
-      for (int32_t n = 0; n < count; ++n) tasks.push_back(&job(n).walks[static_cast<size_t>(w)]);
-    }
-    const auto on_task = [this] {
-      if (!options_.progress) return;
-      const int64_t done = work_done_.fetch_add(1) + 1;
+    std::vector<std::vector<WalkOrder>> orders;
+    for (int32_t n = 0; n < count; ++n) orders.push_back(job(n).walks);
+    batch_->begin_walks(orders);
+    const auto on_walks = [this](int64_t more) {
+      const int64_t done = work_done_.fetch_add(more) + more;
       options_.progress(std::min(done, total_work_), total_work_);
     };
-    const int64_t all = tasks.front()->total_steps;  // the same for all
+    const std::function<void(int64_t)> report = options_.progress ? on_walks : std::function<void(int64_t)>();
+    const int64_t all = steps(rounds_in_phase());
     if (options_.time_limit_ms <= 0) {
-      if (!backend_.walk(tasks, all, ws_.threads, options_.cancel, on_task)) poll();
+      if (!batch_->walk(all, ws_.threads, options_.cancel, report)) poll();
       rounds_run_ = phase_ == 0 ? rounds_in_phase() : rounds_run_ + rounds_in_phase();
       return;
     }
@@ -321,52 +331,34 @@ class Planning {
     const double share = (phase_ + 1.0) / phases_;
     for (int64_t until = per_round;; until += per_round) {
       const bool last = until >= all;
-      if (!backend_.walk(tasks, until, ws_.threads, options_.cancel, last ? on_task : std::function<void()>())) poll();
+      if (!batch_->walk(until, ws_.threads, options_.cancel, last ? report : std::function<void(int64_t)>())) poll();
       ++rounds_run_;
       if (last || ms_since(started_) >= share * options_.time_limit_ms) return;
     }
   }
 
-  void add_placement(LayerJob* job, const std::vector<int32_t>& placement) {
-    spec::FineTerms terms;
-    backend_.evaluate(job->tables, placement.data(), 1, 0, &terms);
-    if (in_.incumbent != nullptr) terms.migrations = count_new_pairs(q_, job->incumbent, placement.data());
-    FrontierPoint point;
-    point.migrations = terms.migrations - job->incumbent.forced;
-    point.objective = spec::fine_objective(q_.weights, terms);
-    point.id = static_cast<int32_t>(job->placements.size());
-    job->points.push_back(point);
-    job->placements.push_back(placement);
+  void add_points(LayerJob* job, const std::vector<Found>& found) const {
+    for (const Found& f : found) {
+      FrontierPoint point;
+      point.migrations = f.terms.migrations - job->incumbent.forced;
+      point.objective = spec::fine_objective(q_.weights, f.terms);
+      point.id = f.id;
+      job->points.push_back(point);
+    }
   }
 
   // Takes what the walks found; each with its exact cost.
-  void collect(LayerJob* job) {
-    const int32_t cells = q_.gpus * q_.slots;
-    std::vector<int32_t> placement(static_cast<size_t>(cells));
-    for (const WalkTask& walk : job->walks) {
-      if (walk.frontier == 0) {
-        add_placement(job, walk.best);
-        continue;
+  void collect() {
+    batch_->collect(!budgeted_, ws_.threads, [this](int32_t n, const std::vector<Found>& found) {
+      if (budgeted_) {
+        add_points(&job(n), found);
+        keep_efficient(&job(n).points);
+        return;
       }
-      const spec::LayerView& v = job->tables.view;
-      for (int32_t m = 0; m < walk.frontier; ++m) {
-        if (walk.state.frontier_value[m] == INT64_MAX) continue;
-        const int32_t* from = walk.state.frontier_expert + int64_t{m} * v.slots * v.stride;
-        for (int32_t h = 0; h < v.gpus; ++h) {
-          for (int32_t k = 0; k < v.slots; ++k) placement[static_cast<size_t>(h * v.slots + k)] = from[k * v.stride + h];
-        }
-        add_placement(job, placement);
-      }
-    }
-    if (budgeted_) {
-      keep_efficient(&job->points);
-      return;
-    }
-    const auto best = std::min_element(job->points.begin(), job->points.end(), [](const auto& a, const auto& b) {
-      if (a.objective != b.objective) return a.objective < b.objective;
-      return a.migrations < b.migrations;
+      job(n).points.clear();
+      add_points(&job(n), found);
+      job(n).chosen = found.front().id;
     });
-    job->chosen = best->id;
   }
 
   void choose_within_budget(int32_t count) {
@@ -376,6 +368,12 @@ class Planning {
     for (int32_t n = 0; n < count; ++n) {
       job(n).chosen = job(n).points[static_cast<size_t>(share.choice[static_cast<size_t>(n)])].id;
     }
+    std::vector<std::vector<int32_t>> ids(layers.size());
+    for (size_t n = 0; n < layers.size(); ++n) {
+      for (const FrontierPoint& point : layers[n]) ids[n].push_back(point.id);
+      std::sort(ids[n].begin(), ids[n].end());
+    }
+    batch_->keep(ids);
     budget_price_ = share.price;
     // Any price proves a bound; this one also keeps its sums in 64 bits.
     const int64_t pairs = int64_t{q_.layers} * (int64_t{q_.experts} + int64_t{q_.gpus} * q_.slots) + q_.migration_budget;
@@ -383,15 +381,16 @@ class Planning {
   }
 
   // Writes the chosen placement in the caller's GPU ids, audits it, and proves its bound.
-  void finish(LayerJob* job) {
+  void finish(int32_t n) {
+    LayerJob* const job = &this->job(n);
     const size_t slots = static_cast<size_t>(q_.slots);
     const size_t width = static_cast<size_t>(q_.all_gpus) * slots;
     int32_t* out = plan_.physical_to_logical.data() + static_cast<size_t>(job->layer) * width;
     int32_t* replicas = plan_.replica_count.data() + static_cast<size_t>(job->layer) * static_cast<size_t>(q_.experts);
-    const std::vector<int32_t>& chosen = job->placements[static_cast<size_t>(job->chosen)];
+    const int32_t* chosen = batch_->placement(n);
     for (int32_t g = 0; g < q_.gpus; ++g) {
       int32_t* row = out + static_cast<size_t>(q_.gpu_id[static_cast<size_t>(g)]) * slots;
-      std::copy_n(chosen.begin() + static_cast<int64_t>(static_cast<size_t>(g) * slots), slots, row);
+      std::copy_n(chosen + static_cast<size_t>(g) * slots, slots, row);
       keep_slots_in_place(*job, q_.gpu_id[static_cast<size_t>(g)], row);
       for (size_t k = 0; k < slots; ++k) ++replicas[row[k]];
     }
@@ -409,7 +408,7 @@ class Planning {
       throw Error(ErrorCode::kInternal, "audit", "the objective that the solver claims (" + std::to_string(claimed) + ")",
                   std::to_string(audit.objective) + " in layer " + std::to_string(job->layer));
     }
-    report(*job, audit);
+    report(n, *job, audit);
   }
 
   // Reordering inside a GPU is free; staying in the incumbent's slot is freer still (nothing to re-index).
@@ -428,7 +427,7 @@ class Planning {
     }
   }
 
-  void report(const LayerJob& job, const AuditedLayer& audit) {
+  void report(int32_t n, const LayerJob& job, const AuditedLayer& audit) {
     LayerReport& r = plan_.layers[static_cast<size_t>(job.layer)];
     r.objective_ns = static_cast<double>(audit.objective) * q_.objective_unit_ns;
     r.load_max_ns = static_cast<double>(audit.load_max) * q_.cost_unit_ns;
@@ -437,14 +436,11 @@ class Planning {
     r.source_max_ns = static_cast<double>(audit.source_max) * q_.cost_unit_ns;
     r.migrations = audit.migrations;
     r.forced_migrations = in_.incumbent == nullptr ? 0 : job.incumbent.forced;
-    int64_t bound = backend_.bound(job.tables, q_.weights, q_.weights.migration, bound_iterations_);
-    bound = std::min(bound, audit.objective);
+    const int64_t bound = std::min(batch_->bound(n, 0), audit.objective);
     r.lower_bound_ns = static_cast<double>(bound) * q_.objective_unit_ns;
     r.gap = gap(r.objective_ns, r.lower_bound_ns);
     if (budgeted_) {
-      // sum over layers of min (J + price * migrations) - price * budget bounds the sum for every price >= 0.
-      const int64_t with_price =
-          backend_.bound(job.tables, q_.weights, q_.weights.migration + dual_price_, bound_iterations_);
+      const int64_t with_price = batch_->bound(n, 1);
       std::lock_guard<std::mutex> lock(dual_mutex_);
       dual_bound_ += with_price - dual_price_ * r.forced_migrations;
     }
@@ -480,6 +476,7 @@ class Planning {
   const SolveOptions& options_;
   Workspace::Impl& ws_;
   Backend& backend_;
+  LayerBatch* batch_ = nullptr;
   Quantised q_;
   CommPattern pattern_;
   int32_t walkers_ = 0;
@@ -498,113 +495,117 @@ class Planning {
   Plan plan_;
 };
 
-// Checks one candidate layer and writes it over the live GPUs. Returns the first bad slot, or -1; `why` says what is wrong.
-int32_t read_candidate(const Quantised& q, const int32_t* candidate, int32_t* live, std::vector<int32_t>* seen,
-                       std::string* why) {
-  std::fill(seen->begin(), seen->end(), 0);
-  for (int32_t g = 0; g < q.all_gpus; ++g) {
-    const int32_t to = q.live_index[static_cast<size_t>(g)];
-    for (int32_t k = 0; k < q.slots; ++k) {
-      const int32_t slot = g * q.slots + k;
-      const int32_t e = candidate[slot];
-      if (to < 0) {
-        if (e == -1) continue;
-        *why = "-1 on the slots of a dead GPU";
-        return slot;
-      }
-      if (e < 0 || e >= q.experts) {
-        *why = "expert ids from 0 to " + std::to_string(q.experts - 1);
-        return slot;
-      }
-      live[to * q.slots + k] = e;
-      (*seen)[static_cast<size_t>(e)] = 1;
-    }
+// What is wrong with a candidate layer [all_gpus][slots] whose first slot at fault is `slot`.
+std::string candidate_fault(const Quantised& q, const int32_t* candidate, int32_t slot) {
+  const int32_t e = candidate[slot];
+  if (q.live_index[static_cast<size_t>(slot / q.slots)] < 0 && e != -1) return "-1 on the slots of a dead GPU";
+  if (q.live_index[static_cast<size_t>(slot / q.slots)] >= 0 && (e < 0 || e >= q.experts)) {
+    return "expert ids from 0 to " + std::to_string(q.experts - 1);
   }
-  const auto missing = std::find(seen->begin(), seen->end(), 0);
-  if (missing == seen->end()) return -1;
-  *why = "a replica of every expert (expert " + std::to_string(missing - seen->begin()) + " has none)";
-  return 0;
+  const int32_t* const end = candidate + int64_t{q.all_gpus} * q.slots;
+  int32_t missing = 0;
+  while (std::find(candidate, end, missing) != end) ++missing;
+  return "a replica of every expert (expert " + std::to_string(missing) + " has none)";
 }
 
-// The first fault in candidate order, whichever thread found it.
-struct FirstFault {
-  std::mutex mutex;
-  int64_t candidate = INT64_MAX;
-  int32_t layer = 0;
-  int32_t slot = 0;
-  int32_t value = 0;
-  std::string why;
+class Evaluating {
+ public:
+  Evaluating(const ProblemInput& problem, const int32_t* candidates, int64_t count, const SolveOptions& options,
+             Backend& backend, Workspace::Impl& workspace)
+      : in_(problem), candidates_(candidates), count_(count), options_(options), backend_(backend), ws_(workspace) {}
 
-  void note(int64_t c, int32_t l, int32_t s, int32_t v, const std::string& w) {
-    std::lock_guard<std::mutex> lock(mutex);
-    if (c > candidate || (c == candidate && l >= layer)) return;
-    candidate = c;
-    layer = l;
-    slot = s;
-    value = v;
-    why = w;
+  Evaluation run() {
+    q_ = quantise(in_);
+    check_incumbent(in_);
+    pattern_ = find_pattern(q_);
+    ws_.threads.resize(Planning::threads_wanted(options_));
+    const size_t cells = static_cast<size_t>(count_) * static_cast<size_t>(q_.layers);
+    for (auto* column : {&out_.objective_ns, &out_.load_max_ns, &out_.comm_max_ns, &out_.comm_total_ns, &out_.migrations}) {
+      column->assign(cells, 0);
+    }
+    const int32_t batch = std::min(q_.layers, backend_.layers_per_batch(ws_.threads.count()));
+    for (int32_t first = 0; first < q_.layers; first += batch) run_batch(first, std::min(batch, q_.layers - first));
+    if (fault_candidate_ < count_) throw_fault();
+    return std::move(out_);
   }
+
+ private:
+  void run_batch(int32_t first, int32_t count) {
+    std::vector<Incumbent> incumbents(static_cast<size_t>(count));
+    FillHooks hooks;
+    hooks.held = [&](int32_t n, const int64_t* expert_tokens) -> HeldPlacement {
+      if (in_.incumbent == nullptr) return {};
+      Incumbent& incumbent = incumbents[static_cast<size_t>(n)];
+      incumbent = read_incumbent(in_, q_, first + n, expert_tokens);
+      return {incumbent.held.data(), incumbent.start.data()};
+    };
+    hooks.ready = [](int32_t, int, const spec::FineTerms&) {};
+    LayerBatch& layers = ws_.batch_of(backend_);
+    layers.fill({&q_, &pattern_, first, count}, ws_.threads, hooks);
+    const size_t cells = static_cast<size_t>(count_) * static_cast<size_t>(count);
+    terms_.resize(cells);
+    bad_slot_.resize(cells);
+    if (!layers.evaluate(candidates_, count_, q_.layers, ws_.threads, options_.cancel, {terms_.data(), bad_slot_.data()})) {
+      throw Error(ErrorCode::kCancelled, "evaluation", "to finish", "a cancellation");
+    }
+    for (int64_t c = 0; c < count_; ++c) {
+      for (int32_t n = 0; n < count; ++n) take(c, first + n, static_cast<size_t>(c * count + n));
+    }
+  }
+
+  void take(int64_t candidate, int32_t layer, size_t from) {
+    if (bad_slot_[from] >= 0) {
+      if (candidate < fault_candidate_) {  // layers come in order, so the first of a candidate is the one to name
+        fault_candidate_ = candidate;
+        fault_layer_ = layer;
+        fault_slot_ = bad_slot_[from];
+      }
+      return;
+    }
+    const spec::FineTerms& terms = terms_[from];
+    const size_t at = static_cast<size_t>(candidate * q_.layers + layer);
+    out_.objective_ns[at] = static_cast<double>(spec::fine_objective(q_.weights, terms)) * q_.objective_unit_ns;
+    out_.load_max_ns[at] = static_cast<double>(terms.load_max) * q_.cost_unit_ns;
+    out_.comm_max_ns[at] = static_cast<double>(terms.comm_max) * q_.cost_unit_ns;
+    out_.comm_total_ns[at] = static_cast<double>(terms.comm_total) * q_.cost_unit_ns;
+    out_.migrations[at] = static_cast<double>(terms.migrations);
+  }
+
+  [[noreturn]] void throw_fault() const {
+    const int64_t width = int64_t{q_.all_gpus} * q_.slots;
+    const int32_t* candidate = candidates_ + (fault_candidate_ * q_.layers + fault_layer_) * width;
+    throw Error(ErrorCode::kInvalidInput, "candidates", candidate_fault(q_, candidate, fault_slot_),
+                std::to_string(candidate[fault_slot_]) + " in candidate " + std::to_string(fault_candidate_) + ", layer " +
+                    std::to_string(fault_layer_) + ", slot " + std::to_string(fault_slot_));
+  }
+
+  const ProblemInput& in_;
+  const int32_t* candidates_;
+  const int64_t count_;
+  const SolveOptions& options_;
+  Backend& backend_;
+  Workspace::Impl& ws_;
+  Quantised q_;
+  CommPattern pattern_;
+  std::vector<spec::FineTerms> terms_;  // [candidates][layers of the batch]
+  std::vector<int32_t> bad_slot_;       // the same
+  int64_t fault_candidate_ = INT64_MAX;
+  int32_t fault_layer_ = 0;
+  int32_t fault_slot_ = 0;
+  Evaluation out_;
 };
 
 }  // namespace
 
 Plan plan_placement(const ProblemInput& problem, const SolveOptions& options, Workspace& workspace) {
-  Planning planning(problem, options, workspace.impl());
+  Planning planning(problem, options, select_backend(options.backend, options.device), workspace.impl());
   return planning.run();
 }
 
 Evaluation evaluate_placements(const ProblemInput& problem, const int32_t* candidates, int64_t count,
                                const SolveOptions& options, Workspace& workspace) {
-  Backend& backend = select_backend(options.backend);
-  const Quantised q = quantise(problem);
-  check_incumbent(problem);
-  const CommPattern pattern = find_pattern(q);
-  Threads& threads = workspace.impl().threads;
-  threads.resize(Planning::threads_wanted(options));
-  const int64_t width = int64_t{q.all_gpus} * q.slots;
-  const size_t cells = static_cast<size_t>(count) * static_cast<size_t>(q.layers);
-  Evaluation out;
-  for (auto* column : {&out.objective_ns, &out.load_max_ns, &out.comm_max_ns, &out.comm_total_ns, &out.migrations}) {
-    column->assign(cells, 0);
-  }
-  FirstFault fault;
-  threads.parallel_for(q.layers, [&](int64_t layer) {
-    LayerTables tables;
-    backend.fill_tables(fine_layer(q, static_cast<int32_t>(layer)), q.weights, pattern, q.uniform_compute, q.allow_duplicates, &tables);
-    Incumbent incumbent;
-    if (problem.incumbent != nullptr) {
-      incumbent = read_incumbent(problem, q, static_cast<int32_t>(layer), tables.expert_tokens);
-    }
-    std::vector<int32_t> live(static_cast<size_t>(q.gpus) * static_cast<size_t>(q.slots));
-    std::vector<int32_t> seen(static_cast<size_t>(q.experts));
-    std::string why;
-    for (int64_t c = 0; c < count; ++c) {
-      if (options.cancel != nullptr && options.cancel->load(std::memory_order_relaxed)) {
-        throw Error(ErrorCode::kCancelled, "evaluation", "to finish", "a cancellation");
-      }
-      const int32_t* candidate = candidates + (c * q.layers + layer) * width;
-      const int32_t bad = read_candidate(q, candidate, live.data(), &seen, &why);
-      if (bad >= 0) {
-        fault.note(c, static_cast<int32_t>(layer), bad, candidate[bad], why);
-        return;
-      }
-      spec::FineTerms terms;
-      backend.evaluate(tables, live.data(), 1, 0, &terms);
-      if (problem.incumbent != nullptr) terms.migrations = count_new_pairs(q, incumbent, live.data());
-      const size_t at = static_cast<size_t>(c * q.layers + layer);
-      out.objective_ns[at] = static_cast<double>(spec::fine_objective(q.weights, terms)) * q.objective_unit_ns;
-      out.load_max_ns[at] = static_cast<double>(terms.load_max) * q.cost_unit_ns;
-      out.comm_max_ns[at] = static_cast<double>(terms.comm_max) * q.cost_unit_ns;
-      out.comm_total_ns[at] = static_cast<double>(terms.comm_total) * q.cost_unit_ns;
-      out.migrations[at] = static_cast<double>(terms.migrations);
-    }
-  });
-  if (fault.candidate != INT64_MAX) {
-    throw Error(ErrorCode::kInvalidInput, "candidates", fault.why,
-                std::to_string(fault.value) + " in candidate " + std::to_string(fault.candidate) + ", layer " +
-                    std::to_string(fault.layer) + ", slot " + std::to_string(fault.slot));
-  }
-  return out;
+  Evaluating evaluating(problem, candidates, count, options, select_backend(options.backend, options.device), workspace.impl());
+  return evaluating.run();
 }
 
 }  // namespace gimbal

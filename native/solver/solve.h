@@ -18,6 +18,7 @@ enum class Effort : uint8_t { kFast, kBalanced, kThorough };
 
 struct SolveOptions {
   BackendChoice backend = BackendChoice::kAuto;
+  int32_t device = 0;  // of CUDA
   Effort effort = Effort::kBalanced;
   int32_t walkers = 0;  // per layer; 0: the effort's number
   int32_t rounds = 0;   // per walker; 0: the effort's number

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -228,6 +229,14 @@ void over_layers(uint64_t streams, uint64_t from, Body body) {
 }
 
 }  // namespace
+
+TEST_CASE("batch: a CUDA plug-in that is named is used") {
+  if (std::getenv("GIMBAL_CUDA_PLUGIN") == nullptr) return;
+  const BackendInfo cuda = list_backends().back();
+  INFO(cuda.reason);
+  REQUIRE(cuda.name == "cuda");
+  REQUIRE(cuda.available);
+}
 
 TEST_CASE("batch: walks find what the portable kernels find, priced as the audit prices it") {
   int32_t frontiers = 0, several = 0;

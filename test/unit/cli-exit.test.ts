@@ -28,6 +28,7 @@ describe('describeFailure', () => {
     ['counts too large', coded('GIMBAL_OUT_OF_RANGE'), 3, 'GIMBAL_OUT_OF_RANGE'],
     ['no placement', coded('GIMBAL_INFEASIBLE'), 4, 'GIMBAL_INFEASIBLE'],
     ['no backend', coded('GIMBAL_BACKEND_UNAVAILABLE'), 5, 'GIMBAL_BACKEND_UNAVAILABLE'],
+    ['a backend that failed', coded('GIMBAL_BACKEND_FAILED'), 5, 'GIMBAL_BACKEND_FAILED'],
     ['no addon', coded('GIMBAL_BINDING'), 5, 'GIMBAL_BINDING'],
     ['a file not written', coded('GIMBAL_IO'), 6, 'GIMBAL_IO'],
     ['a broken invariant', coded('GIMBAL_INTERNAL'), 1, 'GIMBAL_INTERNAL'],

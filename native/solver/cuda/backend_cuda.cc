@@ -1,0 +1,281 @@
+// An engine lives as long as its batch, with its buffers and its stream, and is given up after a failure: the next plan
+// opens a fresh one. Nothing here decides anything about a plan; what the CPU backend answers, this one answers.
+#include "backend_cuda.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <mutex>
+
+#include "../../model/errors.h"
+#include "../../spec/search.h"
+#include "library.h"
+
+namespace gimbal {
+namespace {
+
+using cuda::PluginApi;
+using cuda::PluginStatus;
+
+// A launch of walks is to take about this long, so that a cancellation is heard.
+constexpr double kLaunchMs = 20;
+// Candidates that the first launch may look at, before any has been timed: some milliseconds of a small GPU.
+constexpr int64_t kFirstLaunchCandidates = int64_t{1} << 28;
+// Candidate placements given to the device between two looks at a cancellation.
+constexpr int64_t kEvaluateCells = int64_t{1} << 26;
+
+[[noreturn]] void fail(const PluginStatus& status) {
+  throw Error(status.out_of_memory != 0 ? ErrorCode::kDeviceMemory : ErrorCode::kBackendFailed, "cuda",
+              std::string(status.call[0] != '\0' ? status.call : "the device") + " to succeed", describe(status));
+}
+
+class BatchCuda final : public LayerBatch {
+ public:
+  BatchCuda(const PluginApi& api, int32_t device) : api_(api), device_(device) {}
+  ~BatchCuda() override { give_up(); }
+
+  void fill(const BatchInputs& inputs, Threads& threads, const FillHooks& hooks) override {
+    inputs_ = inputs;
+    const Quantised& q = *inputs.problem;
+    open();
+    const size_t count = static_cast<size_t>(inputs.count);
+    cuda::PluginLayers layers;
+    layers.count = inputs.count;
+    layers.shape = fine_layer(q, inputs.first);
+    layers.weights = q.weights;
+    layers.pattern = inputs.pattern->view();
+    layers.exceptions = static_cast<int32_t>(inputs.pattern->source.size());
+    layers.uniform_compute = q.uniform_compute ? 1 : 0;
+    layers.allow_duplicates = q.allow_duplicates ? 1 : 0;
+    expert_tokens_.resize(count * static_cast<size_t>(q.experts));
+    shifts_.resize(count);
+    call([&](PluginStatus* status) {
+      return api_.fill(engine_, &layers, 1, expert_tokens_.data(), shifts_.data(), status);
+    });
+    std::vector<HeldPlacement> incumbents(count);
+    threads.parallel_for(inputs.count, [&](int64_t n) {
+      incumbents[static_cast<size_t>(n)] = hooks.held(static_cast<int32_t>(n), expert_tokens_.data() + n * q.experts);
+    });
+    std::vector<spec::FineTerms> terms(count);
+    if (incumbents.front().held != nullptr) hold(incumbents, terms.data());
+    threads.parallel_for(inputs.count, [&](int64_t n) {
+      hooks.ready(static_cast<int32_t>(n), shifts_[static_cast<size_t>(n)], terms[static_cast<size_t>(n)]);
+    });
+  }
+
+  void prove(const std::vector<int64_t>& prices, int32_t iterations) override {
+    std::lock_guard<std::mutex> lock(bounds_mutex_);
+    bounds_.clear();
+    price_count_ = prices.size();
+    call([&](PluginStatus* status) {
+      return api_.prove(engine_, prices.data(), static_cast<int32_t>(prices.size()), iterations, status);
+    });
+  }
+
+  void begin_walks(const std::vector<std::vector<WalkOrder>>& layers) override {
+    std::vector<cuda::PluginWalk> walks;
+    most_found_ = 0;
+    for (size_t n = 0; n < layers.size(); ++n) {
+      for (const WalkOrder& order : layers[n]) {
+        walks.push_back({order.plan, static_cast<int32_t>(n), order.start, order.frontier});
+        most_found_ += static_cast<size_t>(std::max(order.frontier, 1));
+      }
+    }
+    walk_count_ = static_cast<int64_t>(walks.size());
+    total_steps_ = walks.empty() ? 0 : walks.front().plan.total_steps;
+    steps_done_ = 0;
+    call([&](PluginStatus* status) {
+      return api_.begin_walks(engine_, walks.data(), static_cast<int32_t>(walks.size()), status);
+    });
+  }
+
+  // In launches that end now and then, so that a cancellation is heard and progress is told. Pieces of a walk are the walk.
+  bool walk(int64_t until, Threads&, const std::atomic<bool>* cancel, const std::function<void(int64_t)>& on_walks) override {
+    const int64_t end = std::min(until, total_steps_);
+    const Quantised& q = *inputs_.problem;
+    const int64_t per_round = spec::steps_per_round(q.gpus);
+    const int64_t scan = int64_t{q.slots} * q.slots * spec::padded_gpus(q.gpus);
+    const int64_t begin = steps_done_;
+    int64_t told = 0;
+    int64_t rounds = std::max<int64_t>(1, kFirstLaunchCandidates / std::max<int64_t>(1, scan * per_round * walk_count_));
+    do {
+      if (cancel != nullptr && cancel->load(std::memory_order_relaxed)) return false;
+      const auto started = std::chrono::steady_clock::now();
+      const int64_t next = rounds > (end - steps_done_) / per_round ? end : steps_done_ + rounds * per_round;
+      call([&](PluginStatus* status) { return api_.walk(engine_, next, status); });
+      const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - started;
+      steps_done_ = std::max(steps_done_, next);
+      if (took.count() < kLaunchMs / 2) rounds *= 2;
+      if (took.count() > kLaunchMs * 2) rounds = std::max<int64_t>(1, rounds / 2);
+      // Walks go on together: in between, as many are told of as the steps behind them are worth.
+      const int64_t there = end <= begin ? walk_count_ : walk_count_ * (steps_done_ - begin) / (end - begin);
+      if (on_walks && there > told) on_walks(there - told);
+      told = there;
+    } while (steps_done_ < end);
+    return true;
+  }
+
+  void collect(bool best_only, Threads& threads,
+               const std::function<void(int32_t, const std::vector<Found>&)>& then) override {
+    const size_t count = static_cast<size_t>(inputs_.count);
+    std::vector<std::vector<Found>> by_layer(count);
+    if (best_only) {
+      std::vector<cuda::PluginFound> best(count);
+      fetched_.resize(count * cells());
+      call([&](PluginStatus* status) { return api_.best(engine_, best.data(), fetched_.data(), status); });
+      fetched_ids_.clear();
+      for (const cuda::PluginFound& f : best) {
+        by_layer[static_cast<size_t>(f.layer)].push_back({f.id, f.terms});
+        fetched_ids_.push_back(f.id);
+      }
+    } else {
+      for (const cuda::PluginFound& f : all_found()) by_layer[static_cast<size_t>(f.layer)].push_back({f.id, f.terms});
+    }
+    threads.parallel_for(inputs_.count, [&](int64_t n) { then(static_cast<int32_t>(n), by_layer[static_cast<size_t>(n)]); });
+  }
+
+  void keep(const std::vector<std::vector<int32_t>>& ids) override {
+    std::vector<int32_t> flat, counts;
+    for (const std::vector<int32_t>& layer : ids) {
+      flat.insert(flat.end(), layer.begin(), layer.end());
+      counts.push_back(static_cast<int32_t>(layer.size()));
+    }
+    call([&](PluginStatus* status) { return api_.keep(engine_, flat.data(), counts.data(), status); });
+  }
+
+  void fetch(const std::vector<int32_t>& ids) override {
+    if (ids == fetched_ids_) return;  // collect() has brought them
+    fetched_.resize(ids.size() * cells());
+    call([&](PluginStatus* status) { return api_.fetch(engine_, ids.data(), fetched_.data(), status); });
+    fetched_ids_ = ids;
+  }
+
+  const int32_t* placement(int32_t n) const override { return fetched_.data() + static_cast<size_t>(n) * cells(); }
+
+  int64_t bound(int32_t n, size_t which) override {
+    std::lock_guard<std::mutex> lock(bounds_mutex_);
+    if (bounds_.empty()) {
+      bounds_.resize(price_count_ * static_cast<size_t>(inputs_.count));
+      call([&](PluginStatus* status) { return api_.bounds(engine_, bounds_.data(), status); });
+    }
+    return bounds_[which * static_cast<size_t>(inputs_.count) + static_cast<size_t>(n)];
+  }
+
+  bool evaluate(const int32_t* candidates, int64_t count, int64_t layer_stride, Threads&, const std::atomic<bool>* cancel,
+                const BatchEvaluation& out) override {
+    const Quantised& q = *inputs_.problem;
+    const spec::LiveGpus live{q.all_gpus, q.live_index.data()};
+    const int64_t row = int64_t{q.all_gpus} * q.slots;
+    const int64_t at_once = std::max<int64_t>(1, kEvaluateCells / (row * inputs_.count));
+    for (int64_t first = 0; first < count; first += at_once) {
+      if (cancel != nullptr && cancel->load(std::memory_order_relaxed)) return false;
+      const int64_t at = first * inputs_.count;
+      call([&](PluginStatus* status) {
+        return api_.evaluate(engine_, candidates + first * layer_stride * row, std::min(at_once, count - first), layer_stride,
+                             inputs_.first, &live, out.terms + at, out.bad_slot + at, status);
+      });
+    }
+    return true;
+  }
+
+ private:
+  size_t cells() const {
+    return static_cast<size_t>(inputs_.problem->gpus) * static_cast<size_t>(inputs_.problem->slots);
+  }
+
+  void open() {
+    fetched_ids_.clear();
+    if (engine_ != nullptr) return;
+    call([&](PluginStatus* status) { return api_.open(device_, &engine_, status); });
+  }
+
+  void give_up() {
+    if (engine_ != nullptr) api_.close(engine_);
+    engine_ = nullptr;
+  }
+
+  template <class Call>
+  void call(Call plugin_call) {
+    PluginStatus status;
+    if (plugin_call(&status) == 0) return;
+    give_up();  // whatever state it is in
+    fail(status);
+  }
+
+  void hold(const std::vector<HeldPlacement>& incumbents, spec::FineTerms* terms) {
+    std::vector<const uint8_t*> held;
+    std::vector<const int32_t*> start;
+    for (const HeldPlacement& incumbent : incumbents) {
+      held.push_back(incumbent.held);
+      start.push_back(incumbent.start);
+    }
+    call([&](PluginStatus* status) { return api_.hold(engine_, held.data(), start.data(), terms, status); });
+  }
+
+  std::vector<cuda::PluginFound> all_found() {
+    int64_t count = 0;
+    std::vector<cuda::PluginFound> found(most_found_);
+    call([&](PluginStatus* status) {
+      return api_.found(engine_, found.data(), static_cast<int64_t>(found.size()), &count, status);
+    });
+    found.resize(static_cast<size_t>(count));
+    return found;
+  }
+
+  const PluginApi& api_;
+  const int32_t device_;
+  cuda::PluginEngine* engine_ = nullptr;
+  BatchInputs inputs_;
+  std::vector<int64_t> expert_tokens_;  // [layers][experts]
+  std::vector<int32_t> shifts_;         // [layers]
+  int64_t walk_count_ = 0;
+  int64_t total_steps_ = 0;
+  int64_t steps_done_ = 0;
+  size_t most_found_ = 0;  // placements that the walks at hand can keep
+  std::vector<int32_t> fetched_;      // [layers][gpus][slots]
+  std::vector<int32_t> fetched_ids_;  // [layers]
+  std::mutex bounds_mutex_;
+  size_t price_count_ = 0;
+  std::vector<int64_t> bounds_;  // [prices][layers]; empty until asked for
+};
+
+class BackendCuda final : public Backend {
+ public:
+  BackendCuda(const PluginApi& api, int32_t device, const cuda::PluginDevice& info)
+      : api_(api),
+        device_(device),
+        detail_(std::string(info.name) + ", device " + std::to_string(device) + ", compute capability " +
+                std::to_string(info.major) + "." + std::to_string(info.minor)) {}
+
+  std::string name() const override { return "cuda"; }
+  std::string detail() const override { return detail_; }
+  // All at once: the more walks there are, the better a GPU is filled.
+  int32_t layers_per_batch(int32_t) const override { return INT32_MAX; }
+  std::unique_ptr<LayerBatch> make_batch() override { return std::make_unique<BatchCuda>(api_, device_); }
+
+ private:
+  const PluginApi& api_;
+  const int32_t device_;
+  const std::string detail_;
+};
+
+}  // namespace
+
+Backend* cuda_backend(int32_t device, std::string* reason) {
+  static std::mutex mutex;
+  static std::map<int32_t, std::unique_ptr<BackendCuda>> backends;
+  const std::vector<cuda::PluginDevice> devices = cuda::list_devices(reason);
+  if (devices.empty()) return nullptr;
+  if (device < 0 || static_cast<size_t>(device) >= devices.size()) {
+    *reason = "device " + std::to_string(device) + " of " + std::to_string(devices.size());
+    return nullptr;
+  }
+  std::lock_guard<std::mutex> lock(mutex);
+  std::unique_ptr<BackendCuda>& backend = backends[device];
+  if (backend == nullptr) {
+    backend = std::make_unique<BackendCuda>(*cuda::library().api, device, devices[static_cast<size_t>(device)]);
+  }
+  return backend.get();
+}
+
+}  // namespace gimbal

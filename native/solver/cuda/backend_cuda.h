@@ -1,0 +1,13 @@
+// The CUDA backend: the plug-in's engines behind the interface that the solver knows.
+#pragma once
+
+#include <string>
+
+#include "../backend.h"
+
+namespace gimbal {
+
+// The backend of one device. Null where it cannot be used; `reason` says why.
+Backend* cuda_backend(int32_t device, std::string* reason);
+
+}  // namespace gimbal

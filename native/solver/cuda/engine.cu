@@ -1,0 +1,685 @@
+// See engine.h. All work of an engine goes through its one stream; host memory that a copy reads or writes is pinned and is
+// left alone until the stream has been waited for.
+#include "engine.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+#include "kernels.h"
+
+namespace gimbal {
+namespace cuda {
+namespace {
+
+// Blocks in a launch of walks whose work lies in global memory: their memory is this many times one walk's.
+constexpr int32_t kMostGlobalWalks = 1024;
+// Bytes of candidates in one half of the staging memory.
+constexpr size_t kCandidateBytes = size_t{16} << 20;
+constexpr u32 kTeamShared = BlockTeam::kSharedBytes;
+
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int32_t threads, size_t shared_bytes,
+            cudaStream_t stream, Arguments... arguments) {
+  std::tuple<Parameters...> values(arguments...);
+  std::apply(
+      [&](Parameters&... value) {
+        void* pointers[] = {static_cast<void*>(&value)...};
+        check(name, cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(threads)), pointers, shared_bytes, stream));
+      },
+      values);
+}
+
+dim3 grid(int64_t x, int64_t y = 1) { return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)); }
+
+template <class Kernel>
+void allow_shared(Kernel kernel, size_t bytes) {
+  check("cudaFuncSetAttribute",
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
+// The search tables of one layer.
+void lay_out_tables(const FineLayer& fine, bool uniform, ArrayLayout* layout, DeviceLayer* layer) {
+  const u64 experts = static_cast<u64>(fine.experts);
+  const u64 gpus = static_cast<u64>(fine.gpus);
+  const u64 stride = static_cast<u64>(padded_gpus(fine.gpus));
+  const u64 sources = fine.nearest ? static_cast<u64>(fine.sources) : 0;
+  SearchTables& t = layer->tables;
+  layout->place(&layer->expert_tokens, experts);
+  layout->place(&layer->comm, gpus * experts);
+  layout->place(&layer->wide, 2 * experts);
+  layout->place(&t.load, uniform ? experts : experts * stride);
+  if (uniform) {
+    t.load_t = t.load;
+  } else {
+    layout->place(&t.load_t, gpus * experts);
+  }
+  layout->place(&t.comm, experts * stride);
+  layout->place(&t.comm_t, gpus * experts);
+  layout->place(&t.source_load, sources * experts);
+  layout->place(&t.source_comm, sources * experts);
+  layout->place(&t.compute_factor, fine.nearest ? stride : 0);
+  layout->place(&t.comm_factor, sources * stride);
+  layout->place(&t.distance, sources * stride);
+}
+
+// Where the inputs of all layers lie: the same in pinned and in device memory, so that one copy brings them over.
+struct Inputs {
+  DeviceLayer* layers = nullptr;
+  u32* compute_cost = nullptr;
+  u32* comm_cost = nullptr;
+  u32* base = nullptr;
+  i32* first = nullptr;
+  i32* source = nullptr;
+  u32* magnitude = nullptr;
+  u8* below = nullptr;
+  u32* tokens = nullptr;
+};
+
+u64 lay_out_inputs(const PluginLayers& in, char* memory, Inputs* out) {
+  const FineLayer& fine = in.shape;
+  const u64 sources = static_cast<u64>(fine.sources);
+  const u64 gpus = static_cast<u64>(fine.gpus);
+  const u64 exceptions = static_cast<u64>(in.exceptions);
+  ArrayLayout layout{memory};
+  layout.place(&out->layers, static_cast<u64>(in.count));
+  layout.place(&out->compute_cost, gpus);
+  layout.place(&out->comm_cost, sources * gpus);
+  layout.place(&out->base, sources);
+  layout.place(&out->first, gpus + 1);
+  layout.place(&out->source, exceptions);
+  layout.place(&out->magnitude, exceptions);
+  layout.place(&out->below, exceptions);
+  layout.place(&out->tokens, static_cast<u64>(in.count) * sources * static_cast<u64>(fine.experts));
+  return layout.bytes;
+}
+
+template <class T>
+void copy_in(T* to, const T* from, u64 count) {
+  if (count > 0) std::memcpy(static_cast<void*>(to), from, count * sizeof(T));
+}
+
+}  // namespace
+
+Engine::Engine(int32_t device) {
+  limits_.device = device;
+  use_device();
+  int value = 0;
+  check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  limits_.shared_bytes_per_block = value;
+  check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device));
+  limits_.multiprocessors = value;
+  allow_shared(walk_kernel<false, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
+  allow_shared(walk_kernel<true, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
+  allow_shared(evaluate_kernel<true, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
+  allow_shared(evaluate_kernel<false, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
+  check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  for (cudaEvent_t& event : half_done_) {
+    check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  }
+}
+
+Engine::~Engine() {
+  cudaSetDevice(limits_.device);
+  if (stream_ != nullptr) {
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+  }
+  for (cudaEvent_t event : half_done_) {
+    if (event != nullptr) cudaEventDestroy(event);
+  }
+}
+
+// The current device is the thread's, and calls come from many threads.
+void Engine::use_device() const { check("cudaSetDevice", cudaSetDevice(limits_.device)); }
+
+void Engine::wait() { check("cudaStreamSynchronize", cudaStreamSynchronize(stream_)); }
+
+// ---- tables
+
+void Engine::fill(const PluginLayers& in, bool wait_for_it, int64_t* expert_tokens, int32_t* shifts) {
+  use_device();
+  wait();  // whatever still reads the staged inputs
+  forget_layers();
+  shape_ = in.shape;
+  count_ = in.count;
+  stage_inputs(in);
+  Signature signature;
+  signature.add(layers_).add(staged_inputs_.data()).add(inputs_bytes_).add(count_).add(shape_.gpus).add(shape_.experts);
+  signature.add(shape_.sources).add(shape_.nearest);
+  fill_stage_.run(stream_, signature, [this] { enqueue_tables(); });
+  if (!wait_for_it) return;
+  const u64 experts = static_cast<u64>(shape_.experts);
+  const DeviceLayer* const staged = reinterpret_cast<const DeviceLayer*>(staged_inputs_.data());
+  char* const tokens = staged_tokens_.reserve(static_cast<u64>(count_) * experts * sizeof(i64));
+  for (int32_t n = 0; n < count_; ++n) {
+    check("cudaMemcpyAsync", cudaMemcpyAsync(tokens + static_cast<u64>(n) * experts * sizeof(i64), staged[n].expert_tokens,
+                                             experts * sizeof(i64), cudaMemcpyDeviceToHost, stream_));
+  }
+  char* const back = results_.reserve(static_cast<u64>(count_) * sizeof(DeviceLayer));
+  check("cudaMemcpyAsync", cudaMemcpyAsync(back, layers_, static_cast<u64>(count_) * sizeof(DeviceLayer),
+                                           cudaMemcpyDeviceToHost, stream_));
+  wait();
+  std::memcpy(expert_tokens, tokens, static_cast<u64>(count_) * experts * sizeof(i64));
+  for (int32_t n = 0; n < count_; ++n) shifts[n] = reinterpret_cast<const DeviceLayer*>(back)[n].scale.shift;
+}
+
+void Engine::forget_layers() {
+  has_incumbent_ = false;
+  walks_.clear();
+  found_.clear();
+  first_found_.clear();
+  kept_placements_.clear();
+  next_id_.clear();
+  price_count_ = 0;
+}
+
+void Engine::stage_inputs(const PluginLayers& in) {
+  Inputs staged, device;
+  inputs_bytes_ = lay_out_inputs(in, nullptr, &staged);
+  lay_out_inputs(in, staged_inputs_.reserve(inputs_bytes_), &staged);
+  lay_out_inputs(in, inputs_.reserve(inputs_bytes_), &device);
+  const u64 sources = static_cast<u64>(in.shape.sources);
+  const u64 gpus = static_cast<u64>(in.shape.gpus);
+  const u64 layer_tokens = sources * static_cast<u64>(in.shape.experts);
+  copy_in(staged.compute_cost, in.shape.compute_cost, gpus);
+  copy_in(staged.comm_cost, in.shape.comm_cost, sources * gpus);
+  copy_in(staged.base, in.pattern.base, sources);
+  copy_in(staged.first, in.pattern.first, gpus + 1);
+  copy_in(staged.source, in.pattern.source, static_cast<u64>(in.exceptions));
+  copy_in(staged.magnitude, in.pattern.magnitude, static_cast<u64>(in.exceptions));
+  copy_in(staged.below, in.pattern.below, static_cast<u64>(in.exceptions));
+  copy_in(staged.tokens, in.shape.tokens, static_cast<u64>(in.count) * layer_tokens);
+
+  const bool uniform = in.uniform_compute != 0 && !in.shape.nearest;
+  ArrayLayout size;
+  DeviceLayer sizes;
+  lay_out_tables(in.shape, uniform, &size, &sizes);
+  char* const tables = tables_.reserve(size.bytes * static_cast<u64>(in.count));
+  for (int32_t n = 0; n < in.count; ++n) {
+    DeviceLayer layer;
+    ArrayLayout layout{tables + size.bytes * static_cast<u64>(n)};
+    lay_out_tables(in.shape, uniform, &layout, &layer);
+    layer.fine = in.shape;
+    layer.fine.tokens = device.tokens + static_cast<u64>(n) * layer_tokens;
+    layer.fine.compute_cost = device.compute_cost;
+    layer.fine.comm_cost = device.comm_cost;
+    layer.fine.expert_tokens = layer.expert_tokens;
+    layer.fine.comm = layer.comm;
+    layer.weights = in.weights;
+    layer.pattern = {device.base, device.first, device.source, device.magnitude, device.below};
+    layer.view.stride = padded_gpus(in.shape.gpus);
+    layer.uniform = uniform;
+    layer.allow_duplicates = in.allow_duplicates != 0;
+    std::memcpy(static_cast<void*>(staged.layers + n), &layer, sizeof(layer));
+  }
+  layers_ = device.layers;
+  view_ = LayerView();
+  view_.experts = in.shape.experts;
+  view_.gpus = in.shape.gpus;
+  view_.stride = padded_gpus(in.shape.gpus);
+  view_.slots = in.shape.slots;
+  view_.sources = in.shape.sources;
+  view_.nearest = in.shape.nearest;
+}
+
+void Engine::enqueue_tables() {
+  check("cudaMemcpyAsync",
+        cudaMemcpyAsync(layers_, staged_inputs_.data(), inputs_bytes_, cudaMemcpyHostToDevice, stream_));
+  const DeviceLayer* const layers = layers_;
+  const int32_t rows = shape_.nearest ? shape_.sources : shape_.gpus;
+  launch("sum_sources_kernel", sum_sources_kernel, grid(count_), kTableThreads, kTeamShared, stream_, layers);
+  launch("comm_rows_kernel", comm_rows_kernel, grid(shape_.gpus, count_), kTableThreads, kTeamShared, stream_, layers);
+  launch("scale_kernel", scale_kernel, grid(count_), kTableThreads, kTeamShared, stream_, layers_);
+  launch("table_rows_kernel", table_rows_kernel, grid(rows, count_), kTableThreads, kTeamShared, stream_, layers);
+  launch("table_experts_kernel", table_experts_kernel, grid((shape_.experts + kExpertsPerBlock - 1) / kExpertsPerBlock, count_),
+         kTableThreads, kTeamShared, stream_, layers);
+}
+
+// ---- incumbents
+
+void Engine::hold(const uint8_t* const* held, const int32_t* const* start, FineTerms* terms) {
+  use_device();
+  const u64 pairs = static_cast<u64>(shape_.experts) * static_cast<u64>(view_.stride);
+  const u64 count = static_cast<u64>(count_);
+  const auto lay_out = [&](char* memory, u8** held_at, i32** start_at) {
+    ArrayLayout layout{memory};
+    layout.place(held_at, count * pairs);
+    layout.place(start_at, count * cells());
+    return layout.bytes;
+  };
+  u8 *staged_held = nullptr, *device_held = nullptr;
+  i32 *staged_start = nullptr, *device_start = nullptr;
+  const u64 bytes = lay_out(nullptr, &staged_held, &staged_start);
+  lay_out(staged_held_.reserve(bytes), &staged_held, &staged_start);
+  lay_out(held_.reserve(bytes), &device_held, &device_start);
+  for (u64 n = 0; n < count; ++n) {
+    copy_in(staged_held + n * pairs, held[n], pairs);
+    copy_in(staged_start + n * cells(), start[n], cells());
+  }
+  check("cudaMemcpyAsync", cudaMemcpyAsync(held_.data(), staged_held_.data(), bytes, cudaMemcpyHostToDevice, stream_));
+  PriceScratch scratch;
+  const u64 scratch_bytes = lay_out_price(shape_.experts, shape_.gpus, shape_.slots, nullptr, &scratch);
+  launch("hold_kernel", hold_kernel, grid(count_), kTableThreads, kTeamShared, stream_, layers_,
+         static_cast<const u8*>(device_held), static_cast<const i32*>(device_start),
+         price_scratch_.reserve(scratch_bytes * count), scratch_bytes);
+  char* const back = results_.reserve(count * sizeof(DeviceLayer));
+  check("cudaMemcpyAsync",
+        cudaMemcpyAsync(back, layers_, count * sizeof(DeviceLayer), cudaMemcpyDeviceToHost, stream_));
+  wait();
+  kept_placements_.resize(count);
+  next_id_.assign(count, 1);
+  for (int32_t n = 0; n < count_; ++n) {
+    terms[n] = reinterpret_cast<const DeviceLayer*>(back)[n].start_terms;
+    const i32* const at = device_start + static_cast<u64>(n) * cells();
+    kept_placements_[static_cast<size_t>(n)] = {{0, {at, nullptr, n, 1}}};
+  }
+  has_incumbent_ = true;
+}
+
+// ---- walks
+
+const DevicePlacement& Engine::placement(int32_t layer, int32_t id) const {
+  const auto& placements = kept_placements_[static_cast<size_t>(layer)];
+  const auto at = std::lower_bound(placements.begin(), placements.end(), id,
+                                   [](const Placement& p, int32_t wanted) { return p.id < wanted; });
+  if (at == placements.end() || at->id != id) throw CudaError("placement", cudaErrorInvalidValue, "no placement has this id");
+  return at->at;
+}
+
+void Engine::begin_walks(const PluginWalk* walks, int32_t count) {
+  use_device();
+  wait();  // whatever still reads the staged walks
+  if (kept_placements_.empty()) {
+    kept_placements_.resize(static_cast<size_t>(count_));
+    next_id_.assign(static_cast<size_t>(count_), 0);
+  }
+  pack_placements();
+  walks_.assign(walks, walks + count);
+  const u64 padded = static_cast<u64>(view_.slots) * static_cast<u64>(view_.stride);
+  const auto lay_out = [&](char* memory, DeviceWalk** walks_at, WalkProgress** progress_at, i32** expert_at) {
+    ArrayLayout layout{memory};
+    layout.place(walks_at, static_cast<u64>(count));
+    layout.place(progress_at, static_cast<u64>(count));
+    const u64 staged = layout.bytes;
+    layout.place(expert_at, static_cast<u64>(count) * padded);
+    return std::make_pair(staged, layout.bytes);
+  };
+  DeviceWalk* staged_walks = nullptr;
+  WalkProgress* staged_progress = nullptr;
+  i32* expert = nullptr;
+  const auto [staged_bytes, bytes] = lay_out(nullptr, &staged_walks, &staged_progress, &expert);
+  lay_out(staged_walks_.reserve(staged_bytes), &staged_walks, &staged_progress, &expert);
+  lay_out(walk_data_.reserve(bytes), &device_walks_, &progress_, &expert);
+  u64 kept_bytes = 0;
+  Walker walker;
+  for (const PluginWalk& walk : walks_) kept_bytes += lay_out_walker(view_, walk.frontier, nullptr, nullptr, &walker).kept;
+  char* kept = kept_.reserve(kept_bytes);
+  for (size_t w = 0; w < walks_.size(); ++w) {
+    const PluginWalk& walk = walks_[w];
+    DeviceWalk device;
+    device.plan = walk.plan;
+    device.layer = walk.layer;
+    device.frontier = walk.frontier;
+    device.start = walk.start < 0 ? nullptr : placement(walk.layer, walk.start).expert;
+    device.expert = expert + w * padded;
+    device.kept = kept;
+    kept += lay_out_walker(view_, walk.frontier, nullptr, nullptr, &walker).kept;
+    std::memcpy(static_cast<void*>(staged_walks + w), &device, sizeof(device));
+    const WalkProgress none;
+    std::memcpy(static_cast<void*>(staged_progress + w), &none, sizeof(none));
+  }
+  check("cudaMemcpyAsync",
+        cudaMemcpyAsync(walk_data_.data(), staged_walks_.data(), staged_bytes, cudaMemcpyHostToDevice, stream_));
+  lay_out_found();
+}
+
+void Engine::walk(int64_t until) {
+  use_device();
+  if (walks_.empty()) return;
+  launch_walks(until);
+  wait();
+}
+
+void Engine::launch_walks(int64_t until) {
+  Walker walker;
+  const u64 work_bytes = lay_out_walker(view_, 0, nullptr, nullptr, &walker).work;
+  const size_t shared = kTeamShared + work_bytes;
+  const int32_t count = static_cast<int32_t>(walks_.size());
+  WalkArguments arguments{layers_, device_walks_, progress_, nullptr, work_bytes, until};
+  if (shared <= static_cast<size_t>(limits_.shared_bytes_per_block)) {
+    const auto kernel = view_.nearest ? walk_kernel<true, true> : walk_kernel<false, true>;
+    Signature signature;
+    signature.add(layers_).add(device_walks_).add(progress_).add(shared).add(until).add(count).add(view_.nearest);
+    walk_stage_.run(stream_, signature, [&] {
+      launch("walk_kernel", kernel, grid(count), kWalkThreads, shared, stream_, arguments);
+    });
+    return;
+  }
+  // Too large for shared memory: the work lies in global memory, for some walks at a time.
+  const auto kernel = view_.nearest ? walk_kernel<true, false> : walk_kernel<false, false>;
+  arguments.work = work_.reserve(work_bytes * static_cast<u64>(std::min(count, kMostGlobalWalks)));
+  for (int32_t first = 0; first < count; first += kMostGlobalWalks) {
+    arguments.walks = device_walks_ + first;
+    arguments.progress = progress_ + first;
+    launch("walk_kernel", kernel, grid(std::min(kMostGlobalWalks, count - first)), kWalkThreads, kTeamShared, stream_, arguments);
+  }
+}
+
+// ---- what the walks found
+
+// Lists where the walks' placements will lie, by layer, walk and frontier entry.
+void Engine::lay_out_found() {
+  found_.clear();
+  first_found_.assign(static_cast<size_t>(count_) + 1, 0);
+  const DeviceWalk* const staged = reinterpret_cast<const DeviceWalk*>(staged_walks_.data());
+  for (size_t w = 0; w < walks_.size(); ++w) {
+    Walker walker;
+    lay_out_walker(view_, walks_[w].frontier, nullptr, staged[w].kept, &walker);
+    const int32_t layer = walks_[w].layer;
+    const u64 padded = static_cast<u64>(view_.slots) * static_cast<u64>(view_.stride);
+    if (walks_[w].frontier == 0) found_.push_back({walker.best_expert, nullptr, layer, 0});
+    for (int32_t m = 0; m < walks_[w].frontier; ++m) {
+      found_.push_back({walker.frontier_expert + static_cast<u64>(m) * padded, walker.frontier_value + m, layer, 0});
+    }
+    first_found_[static_cast<size_t>(layer) + 1] = static_cast<int32_t>(found_.size());
+  }
+  for (size_t n = 1; n < first_found_.size(); ++n) first_found_[n] = std::max(first_found_[n], first_found_[n - 1]);
+}
+
+// Prices all of found_. What best() needs of memory is laid out along with it.
+void Engine::price_all() {
+  const u64 found = found_.size();
+  const u64 count = static_cast<u64>(count_);
+  DevicePlacement* staged_found = nullptr;
+  DeviceChoice* staged_choices = nullptr;
+  const auto lay_out = [&](char* memory, DevicePlacement** found_at, DeviceChoice** choices_at) {
+    ArrayLayout layout{memory};
+    layout.place(found_at, found);
+    layout.place(choices_at, count);
+    const u64 staged = layout.bytes;
+    layout.place(&device_chosen_, count * cells());
+    layout.place(&device_terms_, found);
+    return std::make_pair(staged, layout.bytes);
+  };
+  const std::pair<u64, u64> sizes = lay_out(nullptr, &staged_found, &staged_choices);
+  const u64 staged_bytes = sizes.first;
+  lay_out(staged_found_.reserve(staged_bytes), &staged_found, &staged_choices);
+  lay_out(found_data_.reserve(sizes.second), &device_found_, &device_choices_);
+  copy_in(staged_found, found_.data(), found);
+  for (u64 n = 0; n < count; ++n) {
+    DeviceChoice choice;
+    choice.first = first_found_[n];
+    choice.count = first_found_[n + 1] - first_found_[n];
+    std::memcpy(static_cast<void*>(staged_choices + n), &choice, sizeof(choice));
+  }
+  PriceScratch scratch;
+  const u64 scratch_bytes = lay_out_price(shape_.experts, shape_.gpus, shape_.slots, nullptr, &scratch);
+  const u64 at_once = std::min<u64>(found, 4096);
+  char* const scratch_memory = price_scratch_.reserve(scratch_bytes * std::max(at_once, count));
+  Signature signature;
+  signature.add(layers_).add(device_found_).add(staged_found_.data()).add(staged_bytes).add(found).add(scratch_memory).add(count_).add(cells());
+  best_stage_.run(stream_, signature, [&] {
+    check("cudaMemcpyAsync",
+          cudaMemcpyAsync(device_found_, staged_found, staged_bytes, cudaMemcpyHostToDevice, stream_));
+    for (u64 first = 0; first < found; first += at_once) {
+      const PriceArguments arguments{layers_, device_found_ + first, device_terms_ + first, scratch_memory, scratch_bytes};
+      launch("price_kernel", price_kernel, grid(static_cast<int64_t>(std::min(at_once, found - first))), kTableThreads,
+             kTeamShared, stream_, arguments);
+    }
+  });
+}
+
+void Engine::best(PluginFound* found, int32_t* placements) {
+  use_device();
+  wait();
+  price_all();
+  launch("choose_kernel", choose_kernel, grid(count_), kTableThreads, kTeamShared, stream_,
+         static_cast<const DeviceLayer*>(layers_), static_cast<const DevicePlacement*>(device_found_),
+         static_cast<const FineTerms*>(device_terms_), device_choices_, device_chosen_);
+  // The choices and the chosen placements lie side by side: one copy brings both.
+  const u64 bytes = static_cast<u64>(reinterpret_cast<char*>(device_chosen_ + static_cast<u64>(count_) * cells()) -
+                                     reinterpret_cast<char*>(device_choices_));
+  char* const back = results_.reserve(bytes);
+  check("cudaMemcpyAsync", cudaMemcpyAsync(back, device_choices_, bytes, cudaMemcpyDeviceToHost, stream_));
+  wait();
+  const DeviceChoice* const choices = reinterpret_cast<const DeviceChoice*>(back);
+  for (int32_t n = 0; n < count_; ++n) {
+    int32_t& next_id = next_id_[static_cast<size_t>(n)];
+    found[n].layer = n;
+    found[n].id = choices[n].best < 0 ? 0 : next_id + choices[n].best;
+    found[n].terms = choices[n].terms;
+    if (choices[n].best >= 0) {
+      const DevicePlacement& at = found_[static_cast<size_t>(choices[n].first + choices[n].best)];
+      kept_placements_[static_cast<size_t>(n)].push_back({found[n].id, at});
+    }
+    next_id += choices[n].count;
+  }
+  const char* const chosen = back + (reinterpret_cast<char*>(device_chosen_) - reinterpret_cast<char*>(device_choices_));
+  std::memcpy(placements, chosen, static_cast<u64>(count_) * cells() * sizeof(i32));
+}
+
+int64_t Engine::found(PluginFound* found, int64_t capacity) {
+  use_device();
+  wait();
+  price_all();
+  const u64 bytes = found_.size() * sizeof(FineTerms);
+  char* const back = results_.reserve(bytes);
+  check("cudaMemcpyAsync", cudaMemcpyAsync(back, device_terms_, bytes, cudaMemcpyDeviceToHost, stream_));
+  wait();
+  const FineTerms* const terms = reinterpret_cast<const FineTerms*>(back);
+  int64_t count = 0;
+  for (size_t i = 0; i < found_.size(); ++i) {
+    if (terms[i].load_max < 0) continue;
+    const size_t layer = static_cast<size_t>(found_[i].layer);
+    const int32_t id = next_id_[layer]++;
+    kept_placements_[layer].push_back({id, found_[i]});
+    if (count < capacity) found[count] = {found_[i].layer, id, terms[i]};
+    ++count;
+  }
+  return count;
+}
+
+// ---- placements by id
+
+// New walks overwrite what older ones kept: what has an id moves to the pool.
+void Engine::pack_placements() {
+  std::vector<int32_t> ids, counts;
+  bool unpacked = false;
+  for (const auto& placements : kept_placements_) {
+    counts.push_back(static_cast<int32_t>(placements.size()));
+    for (const Placement& p : placements) {
+      ids.push_back(p.id);
+      unpacked = unpacked || p.at.packed == 0;
+    }
+  }
+  if (unpacked) keep(ids.data(), counts.data());
+}
+
+void Engine::keep(const int32_t* ids, const int32_t* counts) {
+  use_device();
+  std::vector<DeviceCopy> copies;
+  u64 total = 0;
+  for (int32_t n = 0; n < count_; ++n) total += static_cast<u64>(counts[n]);
+  i32* to = reinterpret_cast<i32*>(pools_[pool_ ^ 1].reserve(total * cells() * sizeof(i32)));
+  std::vector<std::vector<Placement>> kept(static_cast<size_t>(count_));
+  for (int32_t n = 0; n < count_; ++n) {
+    for (int32_t i = 0; i < counts[n]; ++i, to += cells()) {
+      const int32_t id = *ids++;
+      copies.push_back({placement(n, id), to});
+      kept[static_cast<size_t>(n)].push_back({id, {to, nullptr, n, 1}});
+    }
+  }
+  copy_placements(copies);
+  wait();
+  kept_placements_ = std::move(kept);
+  pool_ ^= 1;
+}
+
+void Engine::fetch(const int32_t* ids, int32_t* placements) {
+  use_device();
+  std::vector<DeviceCopy> copies;
+  i32* const to = reinterpret_cast<i32*>(found_data_.reserve(static_cast<u64>(count_) * cells() * sizeof(i32)));
+  for (int32_t n = 0; n < count_; ++n) {
+    if (ids[n] >= 0) copies.push_back({placement(n, ids[n]), to + static_cast<u64>(n) * cells()});
+  }
+  copy_placements(copies);
+  const u64 bytes = static_cast<u64>(count_) * cells() * sizeof(i32);
+  check("cudaMemcpyAsync", cudaMemcpyAsync(results_.reserve(bytes), to, bytes, cudaMemcpyDeviceToHost, stream_));
+  wait();
+  std::memcpy(placements, results_.data(), bytes);
+}
+
+// Sets out copies of placements on the device.
+void Engine::copy_placements(const std::vector<DeviceCopy>& copies) {
+  if (copies.empty()) return;
+  wait();  // whatever still reads the staged copies
+  const u64 bytes = copies.size() * sizeof(DeviceCopy);
+  char* const staged = staged_copies_.reserve(bytes);
+  char* const device = copies_.reserve(bytes);
+  std::memcpy(staged, copies.data(), bytes);
+  check("cudaMemcpyAsync", cudaMemcpyAsync(device, staged, bytes, cudaMemcpyHostToDevice, stream_));
+  launch("copy_kernel", copy_kernel, grid(static_cast<int64_t>(copies.size())), kTableThreads, kTeamShared, stream_,
+         static_cast<const DeviceLayer*>(layers_), reinterpret_cast<const DeviceCopy*>(device));
+}
+
+// ---- bounds
+
+void Engine::prove(const int64_t* prices, int32_t price_count, int32_t iterations) {
+  use_device();
+  if (price_count_ > 0) wait();  // the last ones' staged prices
+  price_count_ = price_count;
+  const u64 bounds = static_cast<u64>(price_count) * static_cast<u64>(count_);
+  BoundScratch scratch;
+  const u64 scratch_bytes = lay_out_bound(view_.stride, view_.experts, nullptr, &scratch);
+  i64 *device_prices = nullptr, *device_bounds = nullptr;
+  char* device_scratch = nullptr;
+  const auto lay_out = [&](char* memory) {
+    ArrayLayout layout{memory};
+    layout.place(&device_prices, static_cast<u64>(price_count));
+    layout.place(&device_bounds, bounds);
+    layout.place(&device_scratch, scratch_bytes * bounds);
+    return layout.bytes;
+  };
+  lay_out(bound_data_.reserve(lay_out(nullptr)));
+  char* const staged = staged_prices_.reserve(static_cast<u64>(price_count) * sizeof(i64));
+  char* const back = staged_bounds_.reserve(bounds * sizeof(i64));
+  std::memcpy(staged, prices, static_cast<u64>(price_count) * sizeof(i64));
+  Signature signature;
+  signature.add(layers_).add(device_prices).add(staged).add(back).add(price_count).add(count_).add(iterations).add(scratch_bytes);
+  bound_stage_.run(stream_, signature, [&] {
+    check("cudaMemcpyAsync", cudaMemcpyAsync(device_prices, staged, static_cast<u64>(price_count) * sizeof(i64),
+                                             cudaMemcpyHostToDevice, stream_));
+    const BoundArguments arguments{layers_, device_prices, device_bounds, device_scratch, scratch_bytes, iterations};
+    launch("bound_kernel", bound_kernel, grid(count_, price_count), kTableThreads, kTeamShared, stream_, arguments);
+    check("cudaMemcpyAsync", cudaMemcpyAsync(back, device_bounds, bounds * sizeof(i64), cudaMemcpyDeviceToHost, stream_));
+  });
+}
+
+void Engine::bounds(int64_t* bounds) {
+  use_device();
+  wait();
+  std::memcpy(bounds, staged_bounds_.data(), static_cast<u64>(price_count_) * static_cast<u64>(count_) * sizeof(i64));
+}
+
+// ---- candidates
+
+void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_stride, int64_t first_layer,
+                      const LiveGpus& live, FineTerms* terms, int32_t* bad_slot) {
+  use_device();
+  wait();
+  const u64 width = static_cast<u64>(live.all_gpus) * static_cast<u64>(shape_.slots);
+  const u64 row = width * static_cast<u64>(count_);
+  const u64 all_gpus = static_cast<u64>(live.all_gpus);
+  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(kCandidateBytes / (row * sizeof(i32))));
+  struct Half {
+    i32* live_index = nullptr;
+    i32* candidates = nullptr;
+    FineTerms* terms = nullptr;
+    i32* bad_slot = nullptr;
+    int64_t first = 0;
+    int64_t count = 0;
+  };
+  Half staged[2], device[2];
+  const auto lay_out = [&](char* memory, Half* half) {
+    const u64 cells = static_cast<u64>(std::min(most, count)) * static_cast<u64>(count_);
+    ArrayLayout layout{memory};
+    layout.place(&half->live_index, all_gpus);
+    layout.place(&half->candidates, static_cast<u64>(std::min(most, count)) * row);
+    layout.place(&half->terms, cells);
+    layout.place(&half->bad_slot, cells);
+    return layout.bytes;
+  };
+  for (int h = 0; h < 2; ++h) {
+    const u64 bytes = lay_out(nullptr, &staged[h]);
+    lay_out(staged_candidates_[h].reserve(bytes), &staged[h]);
+    lay_out(candidates_[h].reserve(bytes), &device[h]);
+  }
+  const auto collect = [&](Half& half) {
+    const u64 cells = static_cast<u64>(half.count) * static_cast<u64>(count_);
+    const u64 at = static_cast<u64>(half.first) * static_cast<u64>(count_);
+    copy_in(terms + at, half.terms, cells);
+    copy_in(bad_slot + at, half.bad_slot, cells);
+    half.count = 0;
+  };
+  PriceScratch scratch;
+  const u64 scratch_bytes = lay_out_price(shape_.experts, shape_.gpus, shape_.slots, nullptr, &scratch);
+  const size_t shared_most = static_cast<size_t>(limits_.shared_bytes_per_block);
+  const size_t warps = kTableThreads / kWarp;
+  const size_t scratch_shared = std::max<size_t>(scratch_bytes * warps, kTeamShared);
+  const size_t table_shared = (static_cast<size_t>(shape_.gpus) + 1) * static_cast<size_t>(shape_.experts) * sizeof(i64) + 128;
+  const bool scratch_fits = scratch_shared <= shared_most;
+  const bool table_fits = scratch_fits && !shape_.nearest && scratch_shared + table_shared <= shared_most;
+  // Enough blocks for every multiprocessor, few enough that a table in shared memory serves many candidates.
+  const int64_t blocks_wanted = std::max<int64_t>(1, 4 * limits_.multiprocessors / count_);
+
+  int turn = 0;
+  for (int64_t first = 0; first < count; first += most, turn ^= 1) {
+    Half& half = staged[turn];
+    if (half.count > 0) {
+      check("cudaEventSynchronize", cudaEventSynchronize(half_done_[turn]));
+      collect(half);
+    }
+    half.first = first;
+    half.count = std::min(most, count - first);
+    copy_in(half.live_index, live.live_index, all_gpus);
+    for (int64_t c = 0; c < half.count; ++c) {
+      copy_in(half.candidates + static_cast<u64>(c) * row,
+              candidates + static_cast<u64>((first + c) * layer_stride + first_layer) * width, row);
+    }
+    const u64 in_bytes = static_cast<u64>(reinterpret_cast<char*>(half.candidates + static_cast<u64>(half.count) * row) -
+                                          reinterpret_cast<char*>(half.live_index));
+    check("cudaMemcpyAsync",
+          cudaMemcpyAsync(device[turn].live_index, half.live_index, in_bytes, cudaMemcpyHostToDevice, stream_));
+    const int64_t blocks = std::min<int64_t>(blocks_wanted, (half.count + static_cast<int64_t>(warps) - 1) / static_cast<int64_t>(warps));
+    EvaluateArguments arguments{layers_,
+                                device[turn].candidates,
+                                {live.all_gpus, device[turn].live_index},
+                                device[turn].terms,
+                                device[turn].bad_slot,
+                                nullptr,
+                                scratch_bytes,
+                                static_cast<i32>(half.count),
+                                count_};
+    if (!scratch_fits) {
+      arguments.scratch = evaluate_scratch_.reserve(scratch_bytes * warps * static_cast<u64>(blocks_wanted * count_));
+    }
+    const auto kernel = table_fits     ? evaluate_kernel<true, true>
+                        : scratch_fits ? evaluate_kernel<false, true>
+                                       : evaluate_kernel<false, false>;
+    const size_t shared = table_fits ? scratch_shared + table_shared : scratch_fits ? scratch_shared : kTeamShared;
+    launch("evaluate_kernel", kernel, grid(blocks, count_), kTableThreads, shared, stream_, arguments);
+    const u64 out_bytes = static_cast<u64>(reinterpret_cast<char*>(half.bad_slot) - reinterpret_cast<char*>(half.terms)) +
+                          static_cast<u64>(half.count) * static_cast<u64>(count_) * sizeof(i32);
+    check("cudaMemcpyAsync",
+          cudaMemcpyAsync(half.terms, device[turn].terms, out_bytes, cudaMemcpyDeviceToHost, stream_));
+    check("cudaEventRecord", cudaEventRecord(half_done_[turn], stream_));
+  }
+  wait();
+  for (Half& half : staged) {
+    if (half.count > 0) collect(half);
+  }
+}
+
+}  // namespace cuda
+}  // namespace gimbal

@@ -1,0 +1,83 @@
+/**
+ * Run by cuda.test.ts in a process of its own, whose environment names the CUDA plug-in: plans seeded problems on both
+ * backends, and prints what it saw as JSON. `node both-backends.cjs parity|failure|backends`
+ */
+'use strict';
+
+const { Planner, backends, evaluatePlacements } = require('../../dist/index.js');
+
+/** A small generator, so that a problem is its seed. */
+function draws(seed) {
+  let state = BigInt(seed) * 0x9e3779b97f4a7c15n + 1n;
+  return (bound) => {
+    state = BigInt.asUintN(64, state * 6364136223846793005n + 1442695040888963407n);
+    return Number((state >> 33n) % BigInt(bound));
+  };
+}
+
+function drawProblem(seed) {
+  const draw = draws(seed);
+  const layers = 1 + draw(3);
+  const gpus = [2, 4, 8, 17][draw(4)];
+  const sources = 1 + draw(6);
+  const experts = gpus * (1 + draw(3));
+  const slotsPerGpu = Math.min(experts, Math.ceil(experts / gpus) + 1 + draw(2));
+  const tokens = Uint32Array.from({ length: layers * sources * experts }, () => draw(1000) ** 2 % 4096);
+  const commCost = Float64Array.from({ length: sources * gpus }, (_, i) =>
+    i % gpus === Math.floor(i / gpus) % gpus ? 0 : 10 + draw(3) * 20,
+  );
+  const problem = { layers, sources, experts, gpus, slotsPerGpu, tokens, computeCost: 25, commCost };
+  if (draw(2) === 1) problem.replicaChoice = 'nearest';
+  if (draw(2) === 1) {
+    problem.incumbent = Int32Array.from({ length: layers * gpus * slotsPerGpu }, (_, i) => i % experts);
+    problem.migrationCost = draw(500);
+    if (draw(2) === 1) problem.migrationBudget = draw(layers * gpus);
+  }
+  if (gpus > 4 && draw(3) === 0) problem.deadGpus = [draw(gpus)];
+  return problem;
+}
+
+async function parity() {
+  const planner = new Planner();
+  const rows = [];
+  for (let seed = 1; seed <= 24; ++seed) {
+    const problem = drawProblem(seed);
+    const options = { seed, walkers: 3, rounds: 2 };
+    const cpu = await planner.plan(problem, { ...options, backend: 'cpu' });
+    const cuda = await planner.plan(problem, { ...options, backend: 'cuda' });
+    const candidates = cpu.physicalToLogical;
+    const [a, b] = await Promise.all(
+      ['cpu', 'cuda'].map((backend) => evaluatePlacements(problem, candidates, { backend })),
+    );
+    const same =
+      Buffer.from(cpu.physicalToLogical.buffer).equals(Buffer.from(cuda.physicalToLogical.buffer)) &&
+      cpu.objective === cuda.objective &&
+      cpu.lowerBound === cuda.lowerBound &&
+      cpu.migrations === cuda.migrations &&
+      JSON.stringify(a) === JSON.stringify(b);
+    rows.push({ seed, same, backend: cuda.backend, objective: cuda.objective });
+  }
+  return rows;
+}
+
+/** What a plan says whose every try meets the failure that the environment set up once. */
+async function failure() {
+  const planner = new Planner();
+  const problem = drawProblem(3);
+  const tries = [];
+  for (let n = 0; n < 3; ++n) {
+    try {
+      tries.push({ backend: (await planner.plan(problem, { backend: 'cuda', rounds: 1 })).backend });
+    } catch (error) {
+      tries.push({ code: error.code, field: error.field, message: error.message });
+    }
+  }
+  return tries;
+}
+
+async function main() {
+  const what = { parity, failure, backends: async () => backends() }[process.argv[2]];
+  console.log(JSON.stringify(await what()));
+}
+
+main();
