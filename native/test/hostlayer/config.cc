@@ -107,6 +107,8 @@ Config environment_config() {
   read_checks(&config);
   read_switch("HOSTLAYER_SHUFFLES_ORDER", &config.shuffles_order_memory);
   read_switch("HOSTLAYER_PRINT", &config.print);
+  if (const char* ptx = variable("HOSTLAYER_PTX")) config.ptx = ptx;
+  if (const char* report = variable("HOSTLAYER_PTX_REPORT")) config.ptx_report = report;
   return config;
 }
 
@@ -123,6 +125,11 @@ void configure(const Config& config) {
 void reset() {
   const std::lock_guard<std::recursive_mutex> hold(world.mutex);
   world.reset();
+}
+
+std::string ptx_report() {
+  const std::lock_guard<std::recursive_mutex> hold(world.mutex);
+  return world.ptx == nullptr ? "" : world.ptx->report();
 }
 
 Counters counters() {

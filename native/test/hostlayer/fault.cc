@@ -104,8 +104,6 @@ const Located& locate(uintptr_t address) {
 // A return address lies behind the call it belongs to.
 uintptr_t call_before(const void* pc) { return reinterpret_cast<uintptr_t>(pc) - 1; }
 
-std::string without_parameters(const std::string& function) { return function.substr(0, function.find('(')); }
-
 const char* word_of(Access access) {
   switch (access) {
     case Access::kRead:
@@ -119,6 +117,15 @@ const char* word_of(Access access) {
 }
 
 }  // namespace
+
+std::string without_parameters(const std::string& function) {
+  int depth = 0;  // of template arguments, where "(Kind)0" may stand
+  for (size_t i = 0; i < function.size(); ++i) {
+    depth += function[i] == '<' ? 1 : function[i] == '>' ? -1 : 0;
+    if (function[i] == '(' && depth == 0) return function.substr(0, i);
+  }
+  return function;
+}
 
 std::string place(const void* pc) {
   if (pc == nullptr) return "an unknown place";

@@ -54,5 +54,7 @@ cudaError_t error_of(FaultKind kind);
 std::string place(const void* pc);
 std::string place(device::Site site);
 std::string name_of_function(const void* address);
+// "void f<(Kind)0>(int)" without its parameters.
+std::string without_parameters(const std::string& function);
 
 }  // namespace hostlayer

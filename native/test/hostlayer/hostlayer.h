@@ -30,7 +30,12 @@ struct Config {
   bool check_initialised = true;
   bool shuffles_order_memory = true;  // HOSTLAYER_SHUFFLES_ORDER=off: of warp primitives, only __syncwarp orders accesses
   bool print = true;              // HOSTLAYER_PRINT=off: findings are not written to stderr
+  std::string ptx;                // HOSTLAYER_PTX: a file; kernels are run as the compiler made them, not by their sources
+  std::string ptx_report;         // HOSTLAYER_PTX_REPORT: a file that ptx_report() is written to when the process ends
 };
+
+// What was counted of kernels that ran as PTX since that file was named, as JSON (README.md); empty where there is none.
+std::string ptx_report();
 
 // What was done since the start or the last reset.
 struct Counters {

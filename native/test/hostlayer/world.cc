@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <sstream>
+#include <stdexcept>
 
 #include "race.h"
 
@@ -19,6 +21,11 @@ thread_local cudaStreamCaptureMode thread_capture_mode = cudaStreamCaptureModeGl
 World& world = *new World;
 
 namespace {
+
+void write_ptx_report() {
+  const std::lock_guard<std::recursive_mutex> hold(world.mutex);
+  if (world.ptx != nullptr && !world.config.ptx_report.empty()) std::ofstream(world.config.ptx_report) << world.ptx->report();
+}
 
 double now_milliseconds() {
   static const auto start = std::chrono::steady_clock::now();
@@ -99,6 +106,27 @@ void World::configure(const Config& wanted) {
   performed_ = 0;
   launch_number_ = 0;
   parse_injections();
+  load_ptx();
+}
+
+// What was counted goes on as long as the file stays the same.
+void World::load_ptx() {
+  static const bool at_exit = std::atexit(write_ptx_report) == 0;
+  static_cast<void>(at_exit);
+  if (config.ptx == ptx_file_) return;
+  ptx_file_ = config.ptx;
+  ptx = nullptr;
+  if (ptx_file_.empty()) return;
+  std::ifstream file(ptx_file_);
+  std::ostringstream text;
+  text << file.rdbuf();
+  try {
+    if (!file) throw std::runtime_error("cannot be read");
+    ptx = std::make_unique<PtxProgram>(text.str());
+  } catch (const std::runtime_error& error) {
+    std::fprintf(stderr, "hostlayer: HOSTLAYER_PTX: %s: %s\n", ptx_file_.c_str(), error.what());
+    std::abort();
+  }
 }
 
 void World::parse_injections() {
@@ -353,6 +381,7 @@ cudaError_t World::perform(const Operation& operation, int device) {
       std::memset(operation.target, operation.value, operation.bytes);
       return cudaSuccess;
     case Operation::Kind::kLaunch:
+      if (ptx != nullptr) return ptx->run(name_of_function(operation.launch->kernel), *operation.launch);
       prepare_checks(*operation.launch);
       return execution.run(*operation.launch, config, ++launch_number_);
     case Operation::Kind::kMark:

@@ -18,6 +18,7 @@
 #include "hostlayer.h"
 #include "include/cuda_runtime.h"
 #include "memory.h"
+#include "ptx.h"
 #include "random.h"
 
 namespace hostlayer {
@@ -130,6 +131,7 @@ class World {
   std::recursive_mutex mutex;
   Config config;
   DeviceMemory memory;
+  std::unique_ptr<PtxProgram> ptx;  // that kernels are run by, where one was named
   Device devices[kMaxDevices];
   std::vector<hostlayer_stream*> streams;  // these four in the order of creation
   std::vector<hostlayer_event*> events;
@@ -150,6 +152,7 @@ class World {
   };
   cudaError_t injected(const std::string& api, int64_t call) const;
   void parse_injections();
+  void load_ptx();
   cudaError_t perform(const Operation& operation, int device);
   cudaError_t perform_copy(const Operation& operation);
   cudaError_t break_device(int device, cudaError_t error);
@@ -160,6 +163,7 @@ class World {
   void drop_work(hostlayer_stream* stream);
 
   std::vector<Injection> injections_;
+  std::string ptx_file_;  // that ptx was read from
   int64_t performed_ = 0;  // operations, for "async" faults
   uint64_t launch_number_ = 0;
 };
