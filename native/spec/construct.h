@@ -33,8 +33,12 @@ class Construct {
   // Fills w.expert and w.replicas. Uses the walker's other arrays as scratch.
   GIMBAL_OVER_TEAM void run(StartVariant variant, u64 key) {
     weigh(variant, key);
-    replicate();
-    pack(variant);
+    team_.for_each(v_.experts, [w = w_](i32 e) GIMBAL_LAMBDA { w.replicas[e] = 1; });
+    // One decision after the other, each over few candidates: no work for many threads.
+    team_.solo([&](auto& one) GIMBAL_LAMBDA { replicate(one); });
+    clear();
+    order_by_share();
+    team_.solo([&](auto& one) GIMBAL_LAMBDA { pack(one, variant); });
   }
 
  private:
@@ -45,7 +49,7 @@ class Construct {
     i32* const weight = w.home;
     team_.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA {
       i64 sum = 0;
-      GIMBAL_ROLLED
+      GIMBAL_UNROLLED
       for (i32 h = 0; h < v.gpus; ++h) {
         sum += v.uniform_compute ? v.load[e] : v.load[e * v.stride + h];
         if (v.comm_term != CommTerm::kAbsent) sum += v.comm[e * v.stride + h];
@@ -57,20 +61,21 @@ class Construct {
   }
 
   // One more replica for the expert whose replicas weigh most, until every slot has one.
-  GIMBAL_OVER_TEAM void replicate() {
+  template <class One>
+  GIMBAL_OVER_TEAM void replicate(One& one) {
     const LayerView v = v_;
     const Walker w = w_;
     const i32 most = v.allow_duplicates ? v.slots * v.gpus : v.gpus;
-    team_.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA { w.replicas[e] = 1; });
     for (i32 n = v.experts; n < v.slots * v.gpus; ++n) {
-      const Best heaviest = team_.argmin(v.experts, [=](i32 e) GIMBAL_LAMBDA {
+      const Best heaviest = one.argmin(v.experts, [=](i32 e) GIMBAL_LAMBDA {
         return w.replicas[e] < most ? -mul_q31(w.home[e], share_q31(w.replicas[e])) : 1;
       });
-      team_.single([=]() GIMBAL_LAMBDA { ++w.replicas[heaviest.index]; });
+      one.single([=]() GIMBAL_LAMBDA { ++w.replicas[heaviest.index]; });
     }
   }
 
-  GIMBAL_OVER_TEAM void pack(StartVariant variant) {
+  // No slot holds anything.
+  GIMBAL_OVER_TEAM void clear() {
     const LayerView v = v_;
     const Walker w = w_;
     i32* const filled = w.gpu_new;
@@ -80,16 +85,23 @@ class Construct {
       for (i32 k = 0; k < v.slots; ++k) w.expert[k * v.stride + h] = h < v.gpus ? -1 : 0;
     });
     team_.for_each(v.experts * v.stride, [=](i32 i) GIMBAL_LAMBDA { w.copies[i] = 0; });
-    order_by_share();
+  }
+
+  template <class One>
+  GIMBAL_OVER_TEAM void pack(One& one, StartVariant variant) {
+    const LayerView v = v_;
+    const Walker w = w_;
     GIMBAL_ROLLED
     for (i32 n = 0; n < v.experts; ++n) {
       const i32 e = w.focus_comm[n];
+      const i32 replicas = w.replicas[e];
+      const u32 share = share_q31(replicas);
       GIMBAL_ROLLED
-      for (i32 replica = 0; replica < w.replicas[e]; ++replica) {
-        const Best spot = cheapest_gpu(e, variant);
-        team_.single([=]() GIMBAL_LAMBDA {
+      for (i32 replica = 0; replica < replicas; ++replica) {
+        const Best spot = cheapest_gpu(one, e, share, variant);
+        one.single([=]() GIMBAL_LAMBDA {
           if (spot.score < kBarred) {
-            place(v, w, e, spot.index);
+            put(v, w, e, spot.index, w.move_load[spot.index], w.move_comm[spot.index]);
           } else {
             make_room(v, w, e);
           }
@@ -103,40 +115,46 @@ class Construct {
     const LayerView v = v_;
     const Walker w = w_;
     i32* const share = w.focus_load;
-    i32* const before = w.rest_load;
     i32* const order = w.focus_comm;
+    team_.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA { share[e] = mul_q31(w.home[e], share_q31(w.replicas[e])); });
     team_.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA {
-      share[e] = mul_q31(w.home[e], share_q31(w.replicas[e]));
-      before[e] = 0;
+      const i32 own = share[e];
+      i32 before = 0;
+      GIMBAL_UNROLLED
+      for (i32 x = 0; x < v.experts; ++x) before += share[x] + (x < e ? 1 : 0) > own ? 1 : 0;
+      order[before] = e;
     });
-    team_.for_each3(1, v.experts, v.experts, [=](i32, i32 x, i32 e) GIMBAL_LAMBDA {
-      before[e] += share[x] > share[e] || (share[x] == share[e] && x < e) ? 1 : 0;
-    });
-    team_.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA { order[before[e]] = e; });
   }
 
-  GIMBAL_OVER_TEAM Best cheapest_gpu(i32 e, StartVariant variant) {
+  template <class One>
+  GIMBAL_OVER_TEAM Best cheapest_gpu(One& one, i32 e, u32 share, StartVariant variant) {
     const LayerView v = v_;
     const Walker w = w_;
-    const u32 share = share_q31(w.replicas[e]);
     const bool has_comm = v.comm_term != CommTerm::kAbsent;
     const i32 quarters = 4 + variant.affinity_quarters;
-    return team_.argmin(v.gpus, [=](i32 h) GIMBAL_LAMBDA {
-      if (w.gpu_new[h] >= v.slots) return 2 * kBarred - 1;
-      if (!v.allow_duplicates && w.copies[e * v.stride + h] > 0) return 2 * kBarred - 1;
+    return one.argmin(v.gpus, [=](i32 h) GIMBAL_LAMBDA {
       const i32 comm = mul_q31(v.comm[e * v.stride + h], share);
       const i32 load = mul_q31(v.uniform_compute ? v.load[e] : v.load[e * v.stride + h], share);
+      w.move_load[h] = load;
+      w.move_comm[h] = comm;
+      if (w.gpu_new[h] >= v.slots) return 2 * kBarred - 1;
+      if (!v.allow_duplicates && w.copies[e * v.stride + h] > 0) return 2 * kBarred - 1;
       const i32 fresh = v.held != nullptr && v.held[e * v.stride + h] == 0 ? v.price : 0;
       return w.gpu_load[h] + load + (has_comm ? w.gpu_comm[h] : 0) + comm / 4 * quarters + fresh;
     });
   }
 
-  GIMBAL_OVER_TEAM static void place(const LayerView& v, const Walker& w, i32 e, i32 h) {
-    const u32 share = share_q31(w.replicas[e]);
+  GIMBAL_OVER_TEAM static void put(const LayerView& v, const Walker& w, i32 e, i32 h, i32 load, i32 comm) {
     w.expert[w.gpu_new[h]++ * v.stride + h] = e;
     ++w.copies[e * v.stride + h];
-    w.gpu_load[h] += mul_q31(v.uniform_compute ? v.load[e] : v.load[e * v.stride + h], share);
-    w.gpu_comm[h] += mul_q31(v.comm[e * v.stride + h], share);
+    w.gpu_load[h] += load;
+    w.gpu_comm[h] += comm;
+  }
+
+  GIMBAL_OVER_TEAM static void place(const LayerView& v, const Walker& w, i32 e, i32 h) {
+    const u32 share = share_q31(w.replicas[e]);
+    put(v, w, e, h, mul_q31(v.uniform_compute ? v.load[e] : v.load[e * v.stride + h], share),
+        mul_q31(v.comm[e * v.stride + h], share));
   }
 
   // Every GPU with a free slot holds e already: move some expert f of a full GPU without e to the free slot, and put e

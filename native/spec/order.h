@@ -24,5 +24,16 @@ struct TopTwo {
   i32 first_gpu;
 };
 
+// Of a row: two maxima, of numbers from 0 on, and a sum.
+struct RowTotals {
+  i32 first_max;
+  i32 second_max;
+  i32 sum;
+};
+
+GIMBAL_SPEC RowTotals joined(RowTotals a, RowTotals b) {
+  return {max_of(a.first_max, b.first_max), max_of(a.second_max, b.second_max), a.sum + b.sum};
+}
+
 }  // namespace spec
 }  // namespace gimbal

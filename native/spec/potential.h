@@ -16,6 +16,12 @@ struct Potential {
     const u32 y = static_cast<u32>(min_of(x, cap));
     return static_cast<i32>((static_cast<u64>(y) * y) >> shift);
   }
+  // Of two GPUs, rounded once.
+  GIMBAL_SPEC i32 of(i32 x1, i32 x2) const {
+    const u32 y1 = static_cast<u32>(min_of(x1, cap));
+    const u32 y2 = static_cast<u32>(min_of(x2, cap));
+    return static_cast<i32>((static_cast<u64>(y1) * y1 + static_cast<u64>(y2) * y2) >> shift);
+  }
 };
 
 GIMBAL_SPEC Potential potential_for(i64 total, i32 gpus) {

@@ -125,7 +125,7 @@ class Search {
   }
 
   GIMBAL_OVER_TEAM i64 sum_of(const i32* per_gpu) {
-    return team_.sum(v_.gpus, [=](i32 h) GIMBAL_LAMBDA { return i64{per_gpu[h]}; });
+    return team_.sum(v_.gpus, [=](i32 h) GIMBAL_LAMBDA { return per_gpu[h]; });
   }
 
   // ---- prices of one replica
@@ -283,9 +283,7 @@ class Search {
     top.first = -first.score;
     top.first_gpu = first.index;
     const i32 f = first.index;
-    const Best second =
-        team_.argmin(v_.gpus, [=](i32 h) GIMBAL_LAMBDA { return h == g || h == f ? 1 : -per_gpu[h]; });
-    if (second.score <= 0) top.second = -second.score;
+    top.second = team_.max(v_.gpus, [=](i32 h) GIMBAL_LAMBDA { return h == g || h == f ? 0 : per_gpu[h]; });
     return top;
   }
 
@@ -350,7 +348,7 @@ class Search {
     const i32* comm_t = v.comm_t + static_cast<i64>(g) * v.experts;
     const u8* held = v.held;
     const bool nearest = v.nearest;
-    team_.for_each2(v.slots, v.stride, [=](i32 k, i32 h) GIMBAL_LAMBDA {
+    const auto onto_focus = [=](i32 k, i32 h) GIMBAL_LAMBDA {  // slot (k, h)'s expert on g
       const i32 j = k * v.stride + h;
       const i32 f = w.expert[j];
       const u32 share = w.share[j];
@@ -360,7 +358,23 @@ class Search {
       w.rest_load[j] = w.gpu_load[h] - w.load[j];
       w.rest_comm[j] = w.gpu_comm[h] - w.comm[j];
       w.linear_delta[j] = mul_q31(comm, v.total_scale) - w.linear[j] + w.barred[f];
-    });
+    };
+    const auto off_focus = [=](i32 i, i32 h) GIMBAL_LAMBDA {  // slot (i, g)'s expert on h
+      const i32 m = i * v.stride + h;
+      const i32 at = i * v.stride + g;
+      const i32 e = w.expert[at];
+      const u32 share = w.share[at];
+      const i32 comm = mul_q31(v.comm[e * v.stride + h], share);
+      w.move_load[m] = mul_q31(v.uniform_compute ? v.load[e] : v.load[e * v.stride + h], share);
+      w.move_comm[m] = comm;
+      i32 linear = mul_q31(comm, v.total_scale) - w.linear[at];
+      const i32 copies = w.copies[e * v.stride + h];
+      const i32 allowed = held == nullptr ? 1 : max_of<i32>(1, held[e * v.stride + h]);
+      linear += held != nullptr && held[e * v.stride + h] == 0 ? price : 0;
+      const bool barred = h == g || h >= v.gpus || (!v.allow_duplicates && copies >= allowed);
+      w.move_linear[m] = linear + (barred ? kBarred : 0);
+    };
+    team_.for_each2(v.slots, v.stride, onto_focus, off_focus);
     if (held != nullptr) {
       team_.for_each2(v.slots, v.stride, [=](i32 k, i32 h) GIMBAL_LAMBDA {
         const i32 j = k * v.stride + h;
@@ -368,39 +382,23 @@ class Search {
       });
     }
     if (nearest) {
+      // The shares of a replicated expert hang on its other replicas.
       team_.for_each2(v.slots, v.stride, [=](i32 k, i32 h) GIMBAL_LAMBDA {
         const i32 j = k * v.stride + h;
-        if (w.replicas[w.expert[j]] > 1) w.linear_delta[j] = kBarred;  // its shares hang on its other replicas
-      });
-    }
-    team_.for_each2(v.slots, v.stride, [=](i32 i, i32 h) GIMBAL_LAMBDA {
-      const i32 at = i * v.stride + g;
-      const i32 e = w.expert[at];
-      const u32 share = w.share[at];
-      const i32 comm = mul_q31(v.comm[e * v.stride + h], share);
-      w.move_load[i * v.stride + h] = mul_q31(v.uniform_compute ? v.load[e] : v.load[e * v.stride + h], share);
-      w.move_comm[i * v.stride + h] = comm;
-      i32 linear = mul_q31(comm, v.total_scale) - w.linear[at];
-      const i32 copies = w.copies[e * v.stride + h];
-      const i32 allowed = held == nullptr ? 1 : max_of<i32>(1, held[e * v.stride + h]);
-      linear += held != nullptr && held[e * v.stride + h] == 0 ? price : 0;
-      const bool barred = h == g || h >= v.gpus || (!v.allow_duplicates && copies >= allowed);
-      w.move_linear[i * v.stride + h] = linear + (barred ? kBarred : 0);
-    });
-    if (nearest) {
-      team_.for_each2(v.slots, v.stride, [=](i32 i, i32 h) GIMBAL_LAMBDA {
-        if (w.replicas[w.expert[i * v.stride + g]] > 1) w.move_linear[i * v.stride + h] = kBarred;
+        if (w.replicas[w.expert[j]] > 1) w.linear_delta[j] = kBarred;
+        if (w.replicas[w.expert[k * v.stride + g]] > 1) w.move_linear[j] = kBarred;
       });
     }
     const TopTwo load = top_two_without(w.gpu_load, g);
     const TopTwo comm = top_two_without(w.gpu_comm, g);
     const Potential load_potential = load_potential_;
     const Potential comm_potential = comm_potential_;
-    const i32 own = load_potential.of(w.gpu_load[g]) + comm_potential.of(w.gpu_comm[g]);
+    const i32 own_load = w.gpu_load[g];
+    const i32 own_comm = w.gpu_comm[g];
     team_.for_each(v.stride, [=](i32 h) GIMBAL_LAMBDA {
       w.other_load[h] = h == load.first_gpu ? load.second : load.first;
       w.other_comm[h] = h == comm.first_gpu ? comm.second : comm.first;
-      w.potential[h] = own + load_potential.of(w.gpu_load[h]) + comm_potential.of(w.gpu_comm[h]);
+      w.potential[h] = load_potential.of(own_load, w.gpu_load[h]) + comm_potential.of(own_comm, w.gpu_comm[h]);
     });
   }
 
@@ -438,15 +436,15 @@ class Search {
       const i32 at = i * stride + g;
       const i32 load_g = w.focus_load[j] - w.load[at];
       const i32 load_h = w.rest_load[j] + w.move_load[m];
+      const i32* const noise = w.noise + h;
       i32 score = max_of(max_of(load_g, load_h), w.other_load[h]) + w.linear_delta[j] + w.move_linear[m] -
-                  w.potential[h] + load_potential.of(load_g) + load_potential.of(load_h) +
-                  w.noise[((noise_at + i * 97 + k * stride) & (kNoiseSize - 1)) + h];
+                  w.potential[h] + load_potential.of(load_g, load_h) +
+                  noise[(noise_at + i * 97 + k * stride) & (kNoiseSize - 1)];
       if (kComm != CommTerm::kAbsent) {
         const i32 comm_g = w.focus_comm[j] - w.comm[at];
         const i32 comm_h = w.rest_comm[j] + w.move_comm[m];
         const i32 comm_max = max_of(max_of(comm_g, comm_h), w.other_comm[h]);
-        score += (kComm == CommTerm::kUnit ? comm_max : mul_q31(comm_max, max_scale)) + comm_potential.of(comm_g) +
-                 comm_potential.of(comm_h);
+        score += (kComm == CommTerm::kUnit ? comm_max : mul_q31(comm_max, max_scale)) + comm_potential.of(comm_g, comm_h);
       }
       return score;
     });
@@ -488,15 +486,16 @@ class Search {
 
   // ---- replicas, `even`
 
-  // A random slot of g whose expert has another replica, or -1.
-  GIMBAL_OVER_TEAM i32 redundant_slot(i32 g, u32 bits) const {
-    const i32 from = below(bits, v_.slots);
-    GIMBAL_ROLLED
-    for (i32 n = 0; n < v_.slots; ++n) {
-      const i32 k = from + n < v_.slots ? from + n : from + n - v_.slots;
-      if (w_.replicas[w_.expert[k * v_.stride + g]] > 1) return k;
-    }
-    return -1;
+  // The first slot of g, from a random one on, whose expert has another replica; or -1.
+  GIMBAL_OVER_TEAM i32 redundant_slot(i32 g, u32 bits) {
+    const LayerView v = v_;
+    const Walker w = w_;
+    const i32 from = below(bits, v.slots);
+    const Best first = team_.argmin(v.slots, [=](i32 k) GIMBAL_LAMBDA {
+      const i32 distance = k < from ? k - from + v.slots : k - from;
+      return w.replicas[w.expert[k * v.stride + g]] > 1 ? distance : v.slots;
+    });
+    return first.score < v.slots ? first.index : -1;
   }
 
   // Replaces a redundant replica on g by one more replica of the best other expert.
@@ -527,18 +526,19 @@ class Search {
     const Potential load_potential = load_potential_;
     const Potential comm_potential = comm_potential_;
     const i32 gone = static_cast<i32>(team_.sum(v.gpus, [=](i32 h) GIMBAL_LAMBDA {
-      return i64{linear[h]} + load_potential.of(load[h]) + comm_potential.of(comm[h]) -
-             load_potential.of(w.gpu_load[h]) - comm_potential.of(w.gpu_comm[h]);
+      return linear[h] + load_potential.of(load[h]) + comm_potential.of(comm[h]) - load_potential.of(w.gpu_load[h]) -
+             comm_potential.of(w.gpu_comm[h]);
     })) - (is_new(v, e, g) ? price : 0);
+    i32* const score = w.focus_load;  // [experts]; the scan's arrays are free here
+    score_more_replicas(e, g, load, comm, score);
     const TopTwo top_load = top_two_without(load, g);
     const TopTwo top_comm = top_two_without(comm, g);
     const i32 noise_at = static_cast<i32>((bits >> 20) & (kNoiseSize - 1));
     const Search* const self = this;
     const Best best = team_.argmin(v.experts, [=](i32 f) GIMBAL_LAMBDA {
       if (f == e || w.copies[f * v.stride + g] >= room(v, f, g)) return 2 * kBarred - 1;
-      const i32 score = w.replicas[f] == 1 ? self->score_second_replica(f, g, load, comm, top_load, top_comm)
-                                           : self->score_another_replica(f, g, load, comm);
-      return score + gone + (is_new(v, f, g) ? price : 0) + w.noise[(noise_at + f) & (kNoiseSize - 1)];
+      const i32 with = w.replicas[f] == 1 ? self->score_second_replica(f, g, load, comm, top_load, top_comm) : score[f];
+      return with + gone + (is_new(v, f, g) ? price : 0) + w.noise[(noise_at + f) & (kNoiseSize - 1)];
     });
     if (best.index < 0 || best.score >= stay_score(bits)) return;
     replace(k, g, best.index);
@@ -561,37 +561,37 @@ class Search {
     const i32 comm_rest = q == top_comm.first_gpu ? top_comm.second : top_comm.first;
     return max_of(max_of(load_g, load_q), load_rest) +
            objective_of_comm(v_, max_of(max_of(comm_g, comm_q), comm_rest)) + mul_q31(more, v_.total_scale) +
-           mul_q31(less, v_.total_scale) - mul_q31(whole, v_.total_scale) + load_potential_.of(load_g) -
-           load_potential_.of(load[g]) + load_potential_.of(load_q) - load_potential_.of(load[q]) +
-           comm_potential_.of(comm_g) - comm_potential_.of(comm[g]) + comm_potential_.of(comm_q) -
-           comm_potential_.of(comm[q]);
+           mul_q31(less, v_.total_scale) - mul_q31(whole, v_.total_scale) + load_potential_.of(load_g, load_q) -
+           load_potential_.of(load[g], load[q]) + comm_potential_.of(comm_g, comm_q) - comm_potential_.of(comm[g], comm[q]);
   }
 
-  // The same where f has several replicas already: all of their shares shrink.
-  GIMBAL_OVER_TEAM i32 score_another_replica(i32 f, i32 g, const i32* load, const i32* comm) const {
-    const u32 old_share = share_q31(w_.replicas[f]);
-    const u32 new_share = share_q31(w_.replicas[f] + 1);
-    i32 load_max = 0, comm_max = 0, rest = 0;
-    GIMBAL_ROLLED
-    for (i32 h = 0; h < v_.gpus; ++h) {
-      const i32 copies = w_.copies[f * v_.stride + h];
-      i32 load_h = load[h];
-      i32 comm_h = comm[h];
-      if (copies > 0 || h == g) {
-        const i32 after = copies + (h == g ? 1 : 0);
-        const i32 load_all = load_of(v_, f, h);
-        const i32 old_comm = mul_q31(v_.comm[f * v_.stride + h], old_share);
-        const i32 new_comm = mul_q31(v_.comm[f * v_.stride + h], new_share);
-        load_h += after * mul_q31(load_all, new_share) - copies * mul_q31(load_all, old_share);
-        comm_h += after * new_comm - copies * old_comm;
-        rest += after * mul_q31(new_comm, v_.total_scale) - copies * mul_q31(old_comm, v_.total_scale) +
-                load_potential_.of(load_h) - load_potential_.of(load[h]) + comm_potential_.of(comm_h) -
-                comm_potential_.of(comm[h]);
-      }
-      load_max = max_of(load_max, load_h);
-      comm_max = max_of(comm_max, comm_h);
-    }
-    return load_max + objective_of_comm(v_, comm_max) + rest;
+  // The same for each f but e that has several replicas already, into score [experts]: all of their shares shrink.
+  GIMBAL_OVER_TEAM void score_more_replicas(i32 e, i32 g, const i32* load, const i32* comm, i32* score) {
+    const LayerView v = v_;
+    const Walker w = w_;
+    const Potential load_potential = load_potential_;
+    const Potential comm_potential = comm_potential_;
+    const auto replicated = [=](i32 f) GIMBAL_LAMBDA { return w.replicas[f] > 1 && f != e; };
+    const auto on_gpu = [=](i32 f, i32 h) GIMBAL_LAMBDA {
+      const i32 before = w.copies[f * v.stride + h];
+      const i32 after = before + (h == g ? 1 : 0);
+      if (Team::kSkipsPay && after == 0) return RowTotals{load[h], comm[h], 0};
+      const u32 old_share = share_q31(w.replicas[f]);
+      const u32 new_share = share_q31(w.replicas[f] + 1);
+      const i32 load_all = load_of(v, f, h);
+      const i32 comm_all = v.comm[f * v.stride + h];
+      const i32 old_comm = mul_q31(comm_all, old_share);
+      const i32 new_comm = mul_q31(comm_all, new_share);
+      const i32 load_h = load[h] + after * mul_q31(load_all, new_share) - before * mul_q31(load_all, old_share);
+      const i32 comm_h = comm[h] + after * new_comm - before * old_comm;
+      const i32 rest = after * mul_q31(new_comm, v.total_scale) - before * mul_q31(old_comm, v.total_scale) +
+                       load_potential.of(load_h) - load_potential.of(load[h]) + comm_potential.of(comm_h) -
+                       comm_potential.of(comm[h]);
+      return RowTotals{load_h, comm_h, rest};
+    };
+    team_.total_rows(v.experts, v.gpus, replicated, on_gpu, [=](i32 f, RowTotals t) GIMBAL_LAMBDA {
+      score[f] = t.first_max + objective_of_comm(v, t.second_max) + t.sum;
+    });
   }
 
   // Slot (k, g) gives up its expert for f; both experts' other replicas change their shares.

@@ -23,10 +23,13 @@
 #endif
 
 // Short loops of a GPU thread: copies of their bodies would cost registers, and with them blocks per multiprocessor.
+// Unrolled are those that wait for memory in every turn: what several turns read is then on its way at once.
 #if defined(__CUDACC__)
 #define GIMBAL_ROLLED _Pragma("unroll 1")
+#define GIMBAL_UNROLLED _Pragma("unroll 3")
 #else
 #define GIMBAL_ROLLED
+#define GIMBAL_UNROLLED
 #endif
 
 #if defined(_MSC_VER) || defined(__CUDACC__)

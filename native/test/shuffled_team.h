@@ -19,6 +19,8 @@ namespace test {
 
 class ShuffledTeam {
  public:
+  static constexpr bool kSkipsPay = false;
+
   ShuffledTeam(const spec::i32* noise_table, spec::i32*) : noise_table_(noise_table), random_(next_stream()) {}
 
   const spec::i32* noise_table() const { return noise_table_; }
@@ -27,6 +29,11 @@ class ShuffledTeam {
   template <class F>
   void single(F f) {
     f();
+  }
+
+  template <class F>
+  void solo(F f) {
+    f(*this);
   }
 
   template <class F>
@@ -39,6 +46,16 @@ class ShuffledTeam {
   void for_each2(spec::i32 rows, spec::i32 columns, F f) {
     shuffle(rows * columns);
     for (spec::i32 i : order_) f(i / columns, i % columns);
+  }
+
+  template <class F1, class F2>
+  void for_each2(spec::i32 rows, spec::i32 columns, F1 first, F2 second) {
+    shuffle(2 * rows * columns);
+    for (spec::i32 i : order_) {
+      const spec::i32 cell = i / 2;
+      if (i % 2 == 0) first(cell / columns, cell % columns);
+      if (i % 2 == 1) second(cell / columns, cell % columns);
+    }
   }
 
   // Cells take turns in a random order: each has its depths one after the other, the others' in between.
@@ -89,6 +106,16 @@ class ShuffledTeam {
     return argmin(planes * rows * columns, [&](spec::i32 i) {
       return f(i / columns / rows, i / columns % rows, i % columns);
     });
+  }
+
+  template <class Wanted, class F, class Done>
+  void total_rows(spec::i32 rows, spec::i32 columns, Wanted wanted, F f, Done done) {
+    shuffle(rows);
+    const std::vector<spec::i32> order = order_;  // reduce draws orders of its own
+    for (spec::i32 r : order) {
+      if (!wanted(r)) continue;
+      done(r, reduce<spec::RowTotals>(columns, spec::RowTotals{0, 0, 0}, [&](spec::i32 c) { return f(r, c); }, spec::joined));
+    }
   }
 
   template <class F, class Done>

@@ -111,12 +111,54 @@ TEST_CASE("team: loops visit every index once, and the depths of a cell in order
       team.for_each3(rows, depth, columns, [&](i32 r, i32 d, i32 c) { REQUIRE(depths[static_cast<size_t>(r * columns + c)]++ == d); });
       for (i32 d : depths) REQUIRE(d == depth);
       team.for_each2(rows, columns, [&](i32 r, i32 c) { ++twice[static_cast<size_t>(r * columns + c)]; });
-      for (i32 visits : twice) REQUIRE(visits == 1);
+      team.for_each2(rows, columns, [&](i32 r, i32 c) { twice[static_cast<size_t>(r * columns + c)] += 10; },
+                     [&](i32 r, i32 c) { twice[static_cast<size_t>(r * columns + c)] += 100; });
+      for (i32 visits : twice) REQUIRE(visits == 111);
       team.for_each(columns, [&](i32 c) { ++once[static_cast<size_t>(c)]; });
       team.for_each_shared(columns, [&](i32 c) { ++once[static_cast<size_t>(c)]; });
       for (i32 visits : once) REQUIRE(visits == 2);
     });
   }
+}
+
+TEST_CASE("team: totals are those of each row that is wanted, and of no other") {
+  Random random(43);
+  INFO("seed " << base_seed());
+  for (int n = 0; n < 100; ++n) {
+    const i32 rows = random.between(1, 40), columns = random.between(1, 100);
+    std::vector<RowTotals> cells(static_cast<size_t>(rows * columns));
+    for (RowTotals& c : cells) c = {random.below(1 << 20), random.below(3), random.below(2001) - 1000};
+    std::vector<bool> wanted(static_cast<size_t>(rows));
+    for (size_t r = 0; r < wanted.size(); ++r) wanted[r] = random.below(3) == 0;
+    over_teams(0, [&](auto& team, const std::string& name) {
+      INFO(name);
+      std::vector<i32> calls(static_cast<size_t>(rows), 0);
+      team.total_rows(
+          rows, columns, [&](i32 r) { return static_cast<bool>(wanted[static_cast<size_t>(r)]); },
+          [&](i32 r, i32 c) { return cells[static_cast<size_t>(r * columns + c)]; },
+          [&](i32 r, RowTotals totals) {
+            ++calls[static_cast<size_t>(r)];
+            RowTotals expected{0, 0, 0};
+            for (i32 c = 0; c < columns; ++c) expected = joined(expected, cells[static_cast<size_t>(r * columns + c)]);
+            REQUIRE(totals.first_max == expected.first_max);
+            REQUIRE(totals.second_max == expected.second_max);
+            REQUIRE(totals.sum == expected.sum);
+          });
+      for (size_t r = 0; r < wanted.size(); ++r) REQUIRE(calls[r] == (wanted[r] ? 1 : 0));
+    });
+  }
+}
+
+TEST_CASE("team: alone, one has a Team for what comes one after the other") {
+  over_teams(64, [](auto& team, const std::string& name) {
+    INFO(name);
+    i32 calls = 0;
+    team.solo([&](auto& one) {
+      ++calls;
+      REQUIRE(one.argmin(40, [](i32 i) { return i == 17 ? -1 : 0; }).index == 17);
+    });
+    REQUIRE(calls == 1);
+  });
 }
 
 TEST_CASE("team: add gives every caller another ticket") {

@@ -21,6 +21,9 @@ using namespace spec;
 
 class TeamCpu {
  public:
+  // Whether it is faster to ask if an index needs work than to do work that changes nothing.
+  static constexpr bool kSkipsPay = true;
+
   // Scratch: scores [team_scratch()].
   TeamCpu(const i32* noise_table, i32* scores) : noise_table_(noise_table), scores_(scores) {}
 
@@ -30,6 +33,12 @@ class TeamCpu {
   template <class F>
   GIMBAL_SPEC void single(F f) {
     f();
+  }
+
+  // What one decides after the other, with a Team for small ranges.
+  template <class F>
+  GIMBAL_SPEC void solo(F f) {
+    f(*this);
   }
 
   template <class F>
@@ -44,6 +53,13 @@ class TeamCpu {
       GIMBAL_VECTOR_LOOP
       for (i32 c = 0; c < columns; ++c) f(r, c);
     }
+  }
+
+  // Two bodies for each (row, column), neither of which reads what the other writes.
+  template <class F1, class F2>
+  GIMBAL_SPEC void for_each2(i32 rows, i32 columns, F1 first, F2 second) {
+    for_each2(rows, columns, first);
+    for_each2(rows, columns, second);
   }
 
   // For one (row, column), depth runs in order.
@@ -130,6 +146,23 @@ class TeamCpu {
       if (least < best.score) best = {least, p * rows * columns + find(least, rows * columns)};
     }
     return best;
+  }
+
+  // Of each row that is wanted, the totals over its columns, given to done(row, totals).
+  template <class Wanted, class F, class Done>
+  GIMBAL_SPEC void total_rows(i32 rows, i32 columns, Wanted wanted, F f, Done done) {
+    for (i32 r = 0; r < rows; ++r) {
+      if (!wanted(r)) continue;
+      i32 first_max = 0, second_max = 0, sum = 0;
+      GIMBAL_VECTOR_LOOP
+      for (i32 c = 0; c < columns; ++c) {
+        const RowTotals t = f(r, c);
+        first_max = max_of(first_max, t.first_max);
+        second_max = max_of(second_max, t.second_max);
+        sum += t.sum;
+      }
+      done(r, RowTotals{first_max, second_max, sum});
+    }
   }
 
   // The least of each row's columns, given to done(row, least), whose counters rows may share.

@@ -27,6 +27,7 @@ constexpr i32 kWarpRange = 64;
 
 // __reduce_*_sync came with sm_80; GIMBAL_NO_WARP_REDUCE takes the older way, for tests.
 #if (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800) && !defined(GIMBAL_NO_WARP_REDUCE)
+GIMBAL_DEVICE i32 warp_sum(i32 x) { return __reduce_add_sync(kAllLanes, x); }
 GIMBAL_DEVICE i32 warp_min(i32 x) { return __reduce_min_sync(kAllLanes, x); }
 GIMBAL_DEVICE i32 warp_max(i32 x) { return __reduce_max_sync(kAllLanes, x); }
 GIMBAL_DEVICE u32 warp_min(u32 x) { return __reduce_min_sync(kAllLanes, x); }
@@ -40,6 +41,10 @@ GIMBAL_DEVICE T warp_min(T x) {
 template <class T>
 GIMBAL_DEVICE T warp_max(T x) {
   for (i32 lanes = kWarp / 2; lanes > 0; lanes /= 2) x = max_of(x, static_cast<T>(__shfl_xor_sync(kAllLanes, x, lanes)));
+  return x;
+}
+GIMBAL_DEVICE i32 warp_sum(i32 x) {
+  for (i32 lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
   return x;
 }
 #endif
@@ -56,6 +61,15 @@ GIMBAL_DEVICE i64 warp_max(i64 x) {
 GIMBAL_DEVICE i64 warp_sum(i64 x) {
   for (i32 lanes = kWarp / 2; lanes > 0; lanes /= 2) x += shuffle_xor(x, lanes);
   return x;
+}
+
+// The sum of each lane's total, which is one of numbers of type T. Those of 32 bits, up to 2^16 of them to a lane, are summed
+// in halves that fit the warp's own addition.
+GIMBAL_DEVICE i64 warp_sum_of(i64 total, i64) { return warp_sum(total); }
+GIMBAL_DEVICE i64 warp_sum_of(i64 total, i32) {
+  const i64 low = warp_sum(static_cast<i32>(total & 0xFFFF));
+  const i64 high = warp_sum(static_cast<i32>(total >> 16));
+  return high * 65536 + low;
 }
 
 // No candidate is index -1, which as an unsigned number follows all others.
@@ -81,18 +95,13 @@ struct WarpScope {
 template <class Scope>
 class DeviceTeam {
  public:
+  static constexpr bool kSkipsPay = false;
   // What a block's Team needs of its shared memory, 8-byte aligned; a warp's needs none.
   static constexpr u32 kSharedBytes = 2 * (kMostThreads / kWarp) * 8;
 
-  // Rows of `stride` in planes of `slots` rows are dealt out without a division.
-  GIMBAL_DEVICE DeviceTeam(const i32* noise_table, unsigned char* shared, i32 stride, i32 slots)
-      : noise_table_(noise_table),
-        partials_(shared),
-        rank_(Scope::rank()),
-        lattice_(lattice_of(stride)) {
-    plane_step_ = lattice_.row_step / slots;
-    row_step_ = lattice_.row_step - plane_step_ * slots;
-  }
+  // Rows of `stride` are dealt out without a division.
+  GIMBAL_DEVICE DeviceTeam(const i32* noise_table, unsigned char* shared, i32 stride)
+      : noise_table_(noise_table), partials_(shared), rank_(Scope::rank()), lattice_(lattice_of(stride)) {}
 
   GIMBAL_DEVICE const i32* noise_table() const { return noise_table_; }
   GIMBAL_DEVICE void sync() { Scope::sync(); }
@@ -104,10 +113,20 @@ class DeviceTeam {
     sync();
   }
 
+  // One warp works, with a Team of its own; the others wait.
+  template <class F>
+  GIMBAL_DEVICE void solo(F f) {
+    sync();
+    if (rank_ < kWarp) {
+      DeviceTeam<WarpScope> one(noise_table_, nullptr, lattice_.columns);
+      f(one);
+    }
+    sync();
+  }
+
   template <class F>
   GIMBAL_DEVICE void for_each(i32 count, F f) {
-    GIMBAL_ROLLED
-    for (i32 i = rank_; i < count; i += size()) f(i);
+    stride_through(rank_, count, size(), f);
     sync();
   }
 
@@ -121,10 +140,17 @@ class DeviceTeam {
     const Lattice at = columns == lattice_.columns ? lattice_ : lattice_of(columns);
     GIMBAL_ROLLED
     for (i32 c = at.column; c < columns; c += at.column_step()) {
-      GIMBAL_ROLLED
-      for (i32 r = at.row; r < rows; r += at.row_step) f(r, c);
+      stride_through(at.row, rows, at.row_step, [=](i32 r) { f(r, c); });
     }
     sync();
+  }
+
+  template <class F1, class F2>
+  GIMBAL_DEVICE void for_each2(i32 rows, i32 columns, F1 first, F2 second) {
+    for_each2(rows, columns, [=](i32 r, i32 c) {
+      first(r, c);
+      second(r, c);
+    });
   }
 
   template <class F>
@@ -164,55 +190,91 @@ class DeviceTeam {
 
   template <class F>
   GIMBAL_DEVICE i64 sum(i32 count, F f) {
+    using T = decltype(f(0));
     const i32 first = count <= kWarpRange ? lane() : rank_;
     const i32 step = count <= kWarpRange ? kWarp : size();
     i64 total = 0;
     GIMBAL_ROLLED
     for (i32 i = first; i < count; i += step) total += f(i);
-    total = warp_sum(total);
+    total = warp_sum_of(total, T{0});
     if (count <= kWarpRange || size() == kWarp) return total;
-    return warp_sum(gather(total, i64{0}));
+    return warp_sum_of(gather(total, i64{0}), T{0});
   }
 
   template <class F>
   GIMBAL_DEVICE Best argmin(i32 count, F f) {
     const i32 first = count <= kWarpRange ? lane() : rank_;
     const i32 step = count <= kWarpRange ? kWarp : size();
-    Best best{INT32_MAX, -1};
-    GIMBAL_ROLLED
-    for (i32 i = first; i < count; i += step) {
-      const Best here{f(i), i};
-      if (precedes(here, best)) best = here;
+    Best best = no_candidate();
+    GIMBAL_UNROLLED
+    for (i32 i = first; i < count; i += step) {  // of equals the first is the least
+      const i32 score = f(i);
+      if (score < best.score || best.index < 0) best = {score, i};
     }
     best = warp_best(best);
     if (count <= kWarpRange) return best;
     return block_best(best);
   }
 
+  // A thread keeps to its columns and takes three rows at a time, planes innermost: what hangs on the row alone or on the plane
+  // alone is read once for all.
   template <class F>
   GIMBAL_DEVICE Best argmin3(i32 planes, i32 rows, i32 columns, F f) {
-    Best best{INT32_MAX, -1};
+    Best best = no_candidate();
+    const i32 step = lattice_.row_step;
     GIMBAL_ROLLED
     for (i32 c = lattice_.column; c < columns; c += lattice_.column_step()) {
-      i32 p = 0;
       i32 r = lattice_.row;
       GIMBAL_ROLLED
-      for (; r >= rows; ++p) r -= rows;
-      i32 index = lattice_.row * columns + c;
-      GIMBAL_ROLLED
-      while (p < planes) {
-        const Best here{f(p, r, c), index};
-        if (precedes(here, best)) best = here;
-        index += lattice_.row_step * columns;
-        p += plane_step_;
-        r += row_step_;
-        if (r >= rows) {
-          r -= rows;
-          ++p;
+      for (; r + 2 * step < rows; r += 3 * step) {
+        Best x = no_candidate(), y = no_candidate(), z = no_candidate();
+        GIMBAL_ROLLED
+        for (i32 p = 0; p < planes; ++p) {
+          take_plane(f(p, r, c), p, &x);
+          take_plane(f(p, r + step, c), p, &y);
+          take_plane(f(p, r + 2 * step, c), p, &z);
         }
+        take_row(x, rows, columns, r, c, &best);
+        take_row(y, rows, columns, r + step, c, &best);
+        take_row(z, rows, columns, r + 2 * step, c, &best);
+      }
+      GIMBAL_ROLLED
+      for (; r < rows; r += step) {
+        Best x = no_candidate();
+        GIMBAL_ROLLED
+        for (i32 p = 0; p < planes; ++p) take_plane(f(p, r, c), p, &x);
+        take_row(x, rows, columns, r, c, &best);
       }
     }
     return block_best(warp_best(best));
+  }
+
+  // A warp for each row, which looks for rows that are wanted among 32 at a time.
+  template <class Wanted, class F, class Done>
+  GIMBAL_DEVICE void total_rows(i32 rows, i32 columns, Wanted wanted, F f, Done done) {
+    GIMBAL_ROLLED
+    for (i32 from = rank_ / kWarp * kWarp; from < rows; from += size()) {
+      const i32 mine = from + lane();
+      u32 left = __ballot_sync(kAllLanes, mine < rows && wanted(mine) ? 1 : 0);
+      GIMBAL_ROLLED
+      while (left != 0) {  // two at a time, so that each waits for memory while the other does; the last one perhaps twice
+        const i32 first = from + take_lowest(&left);
+        const i32 second = left != 0 ? from + take_lowest(&left) : first;
+        RowTotals a{0, 0, 0}, b{0, 0, 0};
+        GIMBAL_ROLLED
+        for (i32 c = lane(); c < columns; c += kWarp) {
+          a = joined(a, f(first, c));
+          b = joined(b, f(second, c));
+        }
+        a = {warp_max(a.first_max), warp_max(a.second_max), warp_sum(a.sum)};
+        b = {warp_max(b.first_max), warp_max(b.second_max), warp_sum(b.sum)};
+        if (lane() == 0) {
+          done(first, a);
+          done(second, b);
+        }
+      }
+    }
+    sync();
   }
 
   template <class F, class Done>
@@ -246,6 +308,38 @@ class DeviceTeam {
     return {columns, row, rows, row < rows ? rank_ - row * columns : columns};
   }
 
+  // f(i) for i = first, first + step, ... below count, three at a time: what they read from memory is on its way at once.
+  // Written out, since a compiler that unrolls a loop of unknown length asks before each turn whether it is the last.
+  template <class F>
+  GIMBAL_DEVICE static void stride_through(i32 first, i32 count, i32 step, F f) {
+    i32 i = first;
+    GIMBAL_ROLLED
+    for (; i + 2 * step < count; i += 3 * step) {
+      f(i);
+      f(i + step);
+      f(i + 2 * step);
+    }
+    GIMBAL_ROLLED
+    for (; i < count; i += step) f(i);
+  }
+
+  GIMBAL_DEVICE static Best no_candidate() { return {INT32_MAX, -1}; }
+  // Planes come in rising order, so of equals the first is the least.
+  GIMBAL_DEVICE static void take_plane(i32 score, i32 plane, Best* least) {
+    least->index = score < least->score ? plane : least->index;
+    least->score = min_of(score, least->score);
+  }
+  GIMBAL_DEVICE static void take_row(Best least, i32 rows, i32 columns, i32 row, i32 column, Best* best) {
+    const Best here{least.score, (max_of(least.index, 0) * rows + row) * columns + column};
+    if (precedes(here, *best)) *best = here;
+  }
+
+  GIMBAL_DEVICE static i32 take_lowest(u32* bits) {
+    const i32 lowest = __ffs(static_cast<int>(*bits)) - 1;
+    *bits &= *bits - 1;
+    return lowest;
+  }
+
   GIMBAL_DEVICE i32 lane() const { return rank_ & (kWarp - 1); }
   GIMBAL_DEVICE static i32 size() { return Scope::size(); }
 
@@ -269,7 +363,6 @@ class DeviceTeam {
   unsigned char* const partials_;
   const i32 rank_;
   const Lattice lattice_;
-  i32 plane_step_, row_step_;
   u32 turn_ = 0;
 };
 

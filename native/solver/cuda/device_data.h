@@ -36,6 +36,13 @@ struct DeviceWalk {
   char* kept = nullptr;        // what lay_out_walker calls kept
 };
 
+// What is known of a walk when it is compiled costs no registers, and registers decide how many walks a multiprocessor holds.
+enum class WalkKind {
+  kFirst,    // `even`; no incumbent, GPUs alike, no duplicates, both parts of the objective in one unit: most first plans
+  kAny,      // `even`
+  kNearest,
+};
+
 // A placement to be priced: `expert` is [slots][stride], or [gpus][slots] where it is packed.
 struct DevicePlacement {
   const i32* expert = nullptr;

@@ -1,8 +1,10 @@
-// See engine.h. All work of an engine goes through its one stream; host memory that a copy reads or writes is pinned and is
-// left alone until the stream has been waited for.
+// See engine.h. All work of an engine goes through its one stream, but for the bounds, which few blocks work on for long: they
+// go beside the walks on a stream of their own. Host memory that a copy reads or writes is pinned and is left alone until its
+// stream has been waited for.
 #include "engine.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <tuple>
 #include <utility>
 
@@ -94,6 +96,17 @@ u64 lay_out_inputs(const PluginLayers& in, char* memory, Inputs* out) {
   return layout.bytes;
 }
 
+// GIMBAL_CUDA_THREADS: threads per block of every launch, for finding faults and trying sizes; 0 where there is none.
+int32_t threads_of_environment() {
+  const char* const named = std::getenv("GIMBAL_CUDA_THREADS");
+  if (named == nullptr || *named == '\0') return 0;
+  const int threads = std::atoi(named);
+  if (threads < kWarp || threads > kMostThreads || threads % kWarp != 0) {
+    throw CudaError("GIMBAL_CUDA_THREADS", cudaErrorInvalidValue, "expected a multiple of 32 up to 1024");
+  }
+  return threads;
+}
+
 template <class T>
 void copy_in(T* to, const T* from, u64 count) {
   if (count > 0) std::memcpy(static_cast<void*>(to), from, count * sizeof(T));
@@ -101,7 +114,7 @@ void copy_in(T* to, const T* from, u64 count) {
 
 }  // namespace
 
-Engine::Engine(int32_t device) {
+Engine::Engine(int32_t device) : forced_threads_(threads_of_environment()) {
   limits_.device = device;
   use_device();
   int value = 0;
@@ -109,11 +122,14 @@ Engine::Engine(int32_t device) {
   limits_.shared_bytes_per_block = value;
   check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device));
   limits_.multiprocessors = value;
-  allow_shared(walk_kernel<false, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
-  allow_shared(walk_kernel<true, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
+  allow_shared(walk_kernel<WalkKind::kFirst, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
+  allow_shared(walk_kernel<WalkKind::kAny, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
+  allow_shared(walk_kernel<WalkKind::kNearest, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   allow_shared(evaluate_kernel<true, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   allow_shared(evaluate_kernel<false, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&bound_stream_, cudaStreamNonBlocking));
+  check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&tables_done_, cudaEventDisableTiming));
   for (cudaEvent_t& event : half_done_) {
     check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   }
@@ -121,11 +137,12 @@ Engine::Engine(int32_t device) {
 
 Engine::~Engine() {
   cudaSetDevice(limits_.device);
-  if (stream_ != nullptr) {
-    cudaStreamSynchronize(stream_);
-    cudaStreamDestroy(stream_);
+  for (cudaStream_t stream : {stream_, bound_stream_}) {
+    if (stream == nullptr) continue;
+    cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
   }
-  for (cudaEvent_t event : half_done_) {
+  for (cudaEvent_t event : {tables_done_, half_done_[0], half_done_[1]}) {
     if (event != nullptr) cudaEventDestroy(event);
   }
 }
@@ -135,11 +152,16 @@ void Engine::use_device() const { check("cudaSetDevice", cudaSetDevice(limits_.d
 
 void Engine::wait() { check("cudaStreamSynchronize", cudaStreamSynchronize(stream_)); }
 
+void Engine::wait_for_bounds() {
+  if (price_count_ > 0) check("cudaStreamSynchronize", cudaStreamSynchronize(bound_stream_));
+}
+
 // ---- tables
 
 void Engine::fill(const PluginLayers& in, bool wait_for_it, int64_t* expert_tokens, int32_t* shifts) {
   use_device();
-  wait();  // whatever still reads the staged inputs
+  wait();  // whatever still reads the staged inputs,
+  wait_for_bounds();  // or the tables
   forget_layers();
   shape_ = in.shape;
   count_ = in.count;
@@ -221,6 +243,9 @@ void Engine::stage_inputs(const PluginLayers& in) {
   view_.slots = in.shape.slots;
   view_.sources = in.shape.sources;
   view_.nearest = in.shape.nearest;
+  view_.uniform_compute = uniform;
+  view_.allow_duplicates = in.allow_duplicates != 0;
+  view_.comm_term = search_scale(in.weights, 0).comm_term;
 }
 
 void Engine::enqueue_tables() {
@@ -228,12 +253,12 @@ void Engine::enqueue_tables() {
         cudaMemcpyAsync(layers_, staged_inputs_.data(), inputs_bytes_, cudaMemcpyHostToDevice, stream_));
   const DeviceLayer* const layers = layers_;
   const int32_t rows = shape_.nearest ? shape_.sources : shape_.gpus;
-  launch("sum_sources_kernel", sum_sources_kernel, grid(count_), kTableThreads, kTeamShared, stream_, layers);
-  launch("comm_rows_kernel", comm_rows_kernel, grid(shape_.gpus, count_), kTableThreads, kTeamShared, stream_, layers);
-  launch("scale_kernel", scale_kernel, grid(count_), kTableThreads, kTeamShared, stream_, layers_);
-  launch("table_rows_kernel", table_rows_kernel, grid(rows, count_), kTableThreads, kTeamShared, stream_, layers);
+  launch("sum_sources_kernel", sum_sources_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers);
+  launch("comm_rows_kernel", comm_rows_kernel, grid(shape_.gpus, count_), threads(kTableThreads), kTeamShared, stream_, layers);
+  launch("scale_kernel", scale_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers_);
+  launch("table_rows_kernel", table_rows_kernel, grid(rows, count_), threads(kTableThreads), kTeamShared, stream_, layers);
   launch("table_experts_kernel", table_experts_kernel, grid((shape_.experts + kExpertsPerBlock - 1) / kExpertsPerBlock, count_),
-         kTableThreads, kTeamShared, stream_, layers);
+         threads(kTableThreads), kTeamShared, stream_, layers);
 }
 
 // ---- incumbents
@@ -260,7 +285,7 @@ void Engine::hold(const uint8_t* const* held, const int32_t* const* start, FineT
   check("cudaMemcpyAsync", cudaMemcpyAsync(held_.data(), staged_held_.data(), bytes, cudaMemcpyHostToDevice, stream_));
   PriceScratch scratch;
   const u64 scratch_bytes = lay_out_price(shape_.experts, shape_.gpus, shape_.slots, nullptr, &scratch);
-  launch("hold_kernel", hold_kernel, grid(count_), kTableThreads, kTeamShared, stream_, layers_,
+  launch("hold_kernel", hold_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers_,
          static_cast<const u8*>(device_held), static_cast<const i32*>(device_start),
          price_scratch_.reserve(scratch_bytes * count), scratch_bytes);
   char* const back = results_.reserve(count * sizeof(DeviceLayer));
@@ -341,28 +366,38 @@ void Engine::walk(int64_t until) {
   wait();
 }
 
+WalkKind Engine::walk_kind() const {
+  if (view_.nearest) return WalkKind::kNearest;
+  const bool is_first = view_.uniform_compute && !view_.allow_duplicates && view_.comm_term == CommTerm::kUnit && !has_incumbent_;
+  return is_first ? WalkKind::kFirst : WalkKind::kAny;
+}
+
 void Engine::launch_walks(int64_t until) {
   Walker walker;
   const u64 work_bytes = lay_out_walker(view_, 0, nullptr, nullptr, &walker).work;
   const size_t shared = kTeamShared + work_bytes;
   const int32_t count = static_cast<int32_t>(walks_.size());
+  const int32_t walk_threads = threads(cuda::walk_threads(view_.slots, view_.stride));
   WalkArguments arguments{layers_, device_walks_, progress_, nullptr, work_bytes, until};
   if (shared <= static_cast<size_t>(limits_.shared_bytes_per_block)) {
-    const auto kernel = view_.nearest ? walk_kernel<true, true> : walk_kernel<false, true>;
+    const WalkKind kind = walk_kind();
+    const auto kernel = kind == WalkKind::kFirst ? walk_kernel<WalkKind::kFirst, true>
+                        : kind == WalkKind::kAny ? walk_kernel<WalkKind::kAny, true>
+                                                 : walk_kernel<WalkKind::kNearest, true>;
     Signature signature;
-    signature.add(layers_).add(device_walks_).add(progress_).add(shared).add(until).add(count).add(view_.nearest);
+    signature.add(layers_).add(device_walks_).add(progress_).add(shared).add(until).add(count).add(kind);
     walk_stage_.run(stream_, signature, [&] {
-      launch("walk_kernel", kernel, grid(count), kWalkThreads, shared, stream_, arguments);
+      launch("walk_kernel", kernel, grid(count), walk_threads, shared, stream_, arguments);
     });
     return;
   }
   // Too large for shared memory: the work lies in global memory, for some walks at a time.
-  const auto kernel = view_.nearest ? walk_kernel<true, false> : walk_kernel<false, false>;
+  const auto kernel = view_.nearest ? walk_kernel<WalkKind::kNearest, false> : walk_kernel<WalkKind::kAny, false>;
   arguments.work = work_.reserve(work_bytes * static_cast<u64>(std::min(count, kMostGlobalWalks)));
   for (int32_t first = 0; first < count; first += kMostGlobalWalks) {
     arguments.walks = device_walks_ + first;
     arguments.progress = progress_ + first;
-    launch("walk_kernel", kernel, grid(std::min(kMostGlobalWalks, count - first)), kWalkThreads, kTeamShared, stream_, arguments);
+    launch("walk_kernel", kernel, grid(std::min(kMostGlobalWalks, count - first)), walk_threads, kTeamShared, stream_, arguments);
   }
 }
 
@@ -424,7 +459,7 @@ void Engine::price_all() {
           cudaMemcpyAsync(device_found_, staged_found, staged_bytes, cudaMemcpyHostToDevice, stream_));
     for (u64 first = 0; first < found; first += at_once) {
       const PriceArguments arguments{layers_, device_found_ + first, device_terms_ + first, scratch_memory, scratch_bytes};
-      launch("price_kernel", price_kernel, grid(static_cast<int64_t>(std::min(at_once, found - first))), kTableThreads,
+      launch("price_kernel", price_kernel, grid(static_cast<int64_t>(std::min(at_once, found - first))), threads(kTableThreads),
              kTeamShared, stream_, arguments);
     }
   });
@@ -434,7 +469,7 @@ void Engine::best(PluginFound* found, int32_t* placements) {
   use_device();
   wait();
   price_all();
-  launch("choose_kernel", choose_kernel, grid(count_), kTableThreads, kTeamShared, stream_,
+  launch("choose_kernel", choose_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_,
          static_cast<const DeviceLayer*>(layers_), static_cast<const DevicePlacement*>(device_found_),
          static_cast<const FineTerms*>(device_terms_), device_choices_, device_chosen_);
   // The choices and the chosen placements lie side by side: one copy brings both.
@@ -539,7 +574,7 @@ void Engine::copy_placements(const std::vector<DeviceCopy>& copies) {
   char* const device = copies_.reserve(bytes);
   std::memcpy(staged, copies.data(), bytes);
   check("cudaMemcpyAsync", cudaMemcpyAsync(device, staged, bytes, cudaMemcpyHostToDevice, stream_));
-  launch("copy_kernel", copy_kernel, grid(static_cast<int64_t>(copies.size())), kTableThreads, kTeamShared, stream_,
+  launch("copy_kernel", copy_kernel, grid(static_cast<int64_t>(copies.size())), threads(kTableThreads), kTeamShared, stream_,
          static_cast<const DeviceLayer*>(layers_), reinterpret_cast<const DeviceCopy*>(device));
 }
 
@@ -547,7 +582,7 @@ void Engine::copy_placements(const std::vector<DeviceCopy>& copies) {
 
 void Engine::prove(const int64_t* prices, int32_t price_count, int32_t iterations) {
   use_device();
-  if (price_count_ > 0) wait();  // the last ones' staged prices
+  wait_for_bounds();  // the last ones' staged prices
   price_count_ = price_count;
   const u64 bounds = static_cast<u64>(price_count) * static_cast<u64>(count_);
   BoundScratch scratch;
@@ -567,18 +602,20 @@ void Engine::prove(const int64_t* prices, int32_t price_count, int32_t iteration
   std::memcpy(staged, prices, static_cast<u64>(price_count) * sizeof(i64));
   Signature signature;
   signature.add(layers_).add(device_prices).add(staged).add(back).add(price_count).add(count_).add(iterations).add(scratch_bytes);
-  bound_stage_.run(stream_, signature, [&] {
+  check("cudaEventRecord", cudaEventRecord(tables_done_, stream_));
+  check("cudaStreamWaitEvent", cudaStreamWaitEvent(bound_stream_, tables_done_, 0));
+  bound_stage_.run(bound_stream_, signature, [&] {
     check("cudaMemcpyAsync", cudaMemcpyAsync(device_prices, staged, static_cast<u64>(price_count) * sizeof(i64),
-                                             cudaMemcpyHostToDevice, stream_));
+                                             cudaMemcpyHostToDevice, bound_stream_));
     const BoundArguments arguments{layers_, device_prices, device_bounds, device_scratch, scratch_bytes, iterations};
-    launch("bound_kernel", bound_kernel, grid(count_, price_count), kTableThreads, kTeamShared, stream_, arguments);
-    check("cudaMemcpyAsync", cudaMemcpyAsync(back, device_bounds, bounds * sizeof(i64), cudaMemcpyDeviceToHost, stream_));
+    launch("bound_kernel", bound_kernel, grid(count_, price_count), threads(kTableThreads), kTeamShared, bound_stream_, arguments);
+    check("cudaMemcpyAsync", cudaMemcpyAsync(back, device_bounds, bounds * sizeof(i64), cudaMemcpyDeviceToHost, bound_stream_));
   });
 }
 
 void Engine::bounds(int64_t* bounds) {
   use_device();
-  wait();
+  wait_for_bounds();
   std::memcpy(bounds, staged_bounds_.data(), static_cast<u64>(price_count_) * static_cast<u64>(count_) * sizeof(i64));
 }
 
@@ -625,7 +662,8 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
   PriceScratch scratch;
   const u64 scratch_bytes = lay_out_price(shape_.experts, shape_.gpus, shape_.slots, nullptr, &scratch);
   const size_t shared_most = static_cast<size_t>(limits_.shared_bytes_per_block);
-  const size_t warps = kTableThreads / kWarp;
+  const int32_t evaluate_threads = threads(kTableThreads);
+  const size_t warps = static_cast<size_t>(evaluate_threads / kWarp);
   const size_t scratch_shared = std::max<size_t>(scratch_bytes * warps, kTeamShared);
   const size_t table_shared = (static_cast<size_t>(shape_.gpus) + 1) * static_cast<size_t>(shape_.experts) * sizeof(i64) + 128;
   const bool scratch_fits = scratch_shared <= shared_most;
@@ -668,7 +706,7 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
                         : scratch_fits ? evaluate_kernel<false, true>
                                        : evaluate_kernel<false, false>;
     const size_t shared = table_fits ? scratch_shared + table_shared : scratch_fits ? scratch_shared : kTeamShared;
-    launch("evaluate_kernel", kernel, grid(blocks, count_), kTableThreads, shared, stream_, arguments);
+    launch("evaluate_kernel", kernel, grid(blocks, count_), evaluate_threads, shared, stream_, arguments);
     const u64 out_bytes = static_cast<u64>(reinterpret_cast<char*>(half.bad_slot) - reinterpret_cast<char*>(half.terms)) +
                           static_cast<u64>(half.count) * static_cast<u64>(count_) * sizeof(i32);
     check("cudaMemcpyAsync",

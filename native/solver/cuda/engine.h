@@ -1,4 +1,4 @@
-// One stream of work on one device: the layers of a batch, their tables, walks and placements. The plug-in's functions are
+// Work on one device: the layers of a batch, their tables, walks and placements. The plug-in's functions are
 // this class behind a C interface.
 #pragma once
 
@@ -49,9 +49,11 @@ class Engine {
 
   void use_device() const;
   void wait();
+  void wait_for_bounds();
   void forget_layers();
   void stage_inputs(const PluginLayers& layers);
   void enqueue_tables();
+  WalkKind walk_kind() const;
   void launch_walks(int64_t until);
   void price_all();
   void lay_out_found();
@@ -60,14 +62,20 @@ class Engine {
   const DevicePlacement& placement(int32_t layer, int32_t id) const;
   size_t cells() const { return static_cast<size_t>(shape_.gpus) * static_cast<size_t>(shape_.slots); }
 
+  // Threads of a block: what the launch would take, unless the environment says otherwise.
+  int32_t threads(int32_t usual) const { return forced_threads_ > 0 ? forced_threads_ : usual; }
+
+  const int32_t forced_threads_;
   DeviceLimits limits_;
   cudaStream_t stream_ = nullptr;
+  cudaStream_t bound_stream_ = nullptr;
+  cudaEvent_t tables_done_ = nullptr;
 
   // The layers at hand. Only the numbers of shape_ mean anything here.
   FineLayer shape_;
   int32_t count_ = 0;
   bool has_incumbent_ = false;
-  LayerView view_;  // its numbers, as far as layouts depend on them
+  LayerView view_;  // its numbers, as far as layouts and the kind of kernel depend on them
   DeviceBuffer inputs_, tables_, held_;
   PinnedBuffer staged_inputs_, staged_held_, staged_tokens_;
   DeviceLayer* layers_ = nullptr;  // in inputs_

@@ -12,12 +12,10 @@
 namespace gimbal {
 namespace cuda {
 
-// Threads per block that kernels are compiled for; fewer and more run as well, down to a warp and up to kMostThreads.
+// Threads per block that kernels are compiled for at the most. The code is right for any number of whole warps up to
+// kMostThreads.
 constexpr i32 kTableThreads = 256;
 constexpr i32 kWalkThreads = 128;
-// Walks that a multiprocessor is to hold at once, as far as registers go: the usual kind, and those that need more of them.
-constexpr i32 kWalkBlocks = 4;
-constexpr i32 kHeavyWalkBlocks = 2;
 
 static __device__ const NoiseTable kNoise = make_noise_table();
 
@@ -27,7 +25,7 @@ static __device__ const NoiseTable kNoise = make_noise_table();
 static __global__ void sum_sources_kernel(const DeviceLayer* layers) {
   GIMBAL_DYNAMIC_SHARED(shared);
   const DeviceLayer& layer = layers[blockIdx.x];
-  BlockTeam team(kNoise.quantile, shared, layer.view.stride, layer.fine.slots);
+  BlockTeam team(kNoise.quantile, shared, layer.view.stride);
   sum_sources(team, layer.fine, layer.pattern, layer.expert_tokens, layer.wide);
 }
 
@@ -35,7 +33,7 @@ static __global__ void sum_sources_kernel(const DeviceLayer* layers) {
 static __global__ void comm_rows_kernel(const DeviceLayer* layers) {
   GIMBAL_DYNAMIC_SHARED(shared);
   const DeviceLayer& layer = layers[blockIdx.y];
-  BlockTeam team(kNoise.quantile, shared, layer.view.stride, layer.fine.slots);
+  BlockTeam team(kNoise.quantile, shared, layer.view.stride);
   const i32 g = static_cast<i32>(blockIdx.x);
   fill_comm_row(team, layer.fine, layer.pattern, layer.wide, g, layer.comm + static_cast<i64>(g) * layer.fine.experts);
 }
@@ -44,7 +42,7 @@ static __global__ void comm_rows_kernel(const DeviceLayer* layers) {
 static __global__ void scale_kernel(DeviceLayer* layers) {
   GIMBAL_DYNAMIC_SHARED(shared);
   DeviceLayer& layer = layers[blockIdx.x];
-  BlockTeam team(kNoise.quantile, shared, layer.view.stride, layer.fine.slots);
+  BlockTeam team(kNoise.quantile, shared, layer.view.stride);
   const FineLayer fine = layer.fine;
   const FineWeights weights = layer.weights;
   const SearchScale scale = search_scale(weights, worst_case(team, fine, weights, layer.wide, layer.wide + fine.experts));
@@ -59,7 +57,7 @@ static __global__ void scale_kernel(DeviceLayer* layers) {
 static __global__ void table_rows_kernel(const DeviceLayer* layers) {
   GIMBAL_DYNAMIC_SHARED(shared);
   const DeviceLayer& layer = layers[blockIdx.y];
-  BlockTeam team(kNoise.quantile, shared, layer.view.stride, layer.fine.slots);
+  BlockTeam team(kNoise.quantile, shared, layer.view.stride);
   const i32 row = static_cast<i32>(blockIdx.x);
   if (layer.fine.nearest) {
     fill_nearest_source(team, layer.fine, layer.weights, layer.scale, layer.tables, row);
@@ -73,7 +71,7 @@ constexpr i32 kExpertsPerBlock = 8;
 static __global__ void table_experts_kernel(const DeviceLayer* layers) {
   GIMBAL_DYNAMIC_SHARED(shared);
   const DeviceLayer& layer = layers[blockIdx.y];
-  BlockTeam team(kNoise.quantile, shared, layer.view.stride, layer.fine.slots);
+  BlockTeam team(kNoise.quantile, shared, layer.view.stride);
   const i32 begin = static_cast<i32>(blockIdx.x) * kExpertsPerBlock;
   const i32 end = min_of(begin + kExpertsPerBlock, layer.fine.experts);
   if (layer.fine.nearest) {
@@ -94,17 +92,46 @@ struct WalkArguments {
   i64 until;
 };
 
-// Registers decide how many blocks a multiprocessor holds, and `nearest` needs more of them: a kernel of its own.
-template <bool kNearest, bool kShared>
+// How many walks of kWalkThreads threads that is to be, as far as registers go: with more, some would spill. Before sm_80
+// shared memory holds one or two.
+constexpr i32 walk_blocks(WalkKind kind, bool shared) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return 2;
+#else
+  return !shared || kind == WalkKind::kNearest ? 2 : kind == WalkKind::kFirst ? 5 : 3;
+#endif
+}
+
+// As many threads as leave the fewest idle over a scan's [slots][stride] cells; of equals, the fewest.
+inline i32 walk_threads(i32 slots, i32 stride) {
+  i32 best = kWarp;
+  i32 least = INT32_MAX;
+  for (i32 threads = 2 * kWarp; threads <= kWalkThreads; threads += kWarp) {
+    const i32 rows = max_of(threads / stride, 1);
+    const i32 turns = (slots + rows - 1) / rows * ((stride + threads - 1) / threads);
+    if (turns * threads >= least) continue;
+    least = turns * threads;
+    best = threads;
+  }
+  return best;
+}
+
+template <WalkKind kKind, bool kShared>
 GIMBAL_DEVICE void walk_block(const WalkArguments& a, unsigned char* shared) {
   // Read where it is needed: what is kept in a register for the whole walk is missing in its inner loop.
   const DeviceWalk* const walk = a.walks + blockIdx.x;
   LayerView view = a.layers[walk->layer].view;
-  view.nearest = kNearest;
-  BlockTeam team(kNoise.quantile, shared, view.stride, view.slots);
+  view.nearest = kKind == WalkKind::kNearest;
+  if (kKind == WalkKind::kFirst) {
+    view.uniform_compute = true;
+    view.allow_duplicates = false;
+    view.comm_term = CommTerm::kUnit;
+    view.held = nullptr;
+  }
+  BlockTeam team(kNoise.quantile, shared, view.stride);
   char* const work = kShared ? reinterpret_cast<char*>(shared + BlockTeam::kSharedBytes) : a.work + blockIdx.x * a.work_bytes;
   Walker walker;
-  lay_out_walker(view, walk->frontier, work, walk->kept, &walker);
+  lay_out_walker(view, kKind == WalkKind::kFirst ? 0 : walk->frontier, work, walk->kept, &walker);
   i32* const expert = walker.expert;
   const i32 cells = view.slots * view.stride;
   WalkProgress progress = a.progress[blockIdx.x];
@@ -119,11 +146,10 @@ GIMBAL_DEVICE void walk_block(const WalkArguments& a, unsigned char* shared) {
   team.single([=]() { *out = progress; });
 }
 
-template <bool kNearest, bool kShared>
-static __global__ void __launch_bounds__(kWalkThreads, kShared && !kNearest ? kWalkBlocks : kHeavyWalkBlocks)
-    walk_kernel(WalkArguments arguments) {
+template <WalkKind kKind, bool kShared>
+static __global__ void __launch_bounds__(kWalkThreads, walk_blocks(kKind, kShared)) walk_kernel(WalkArguments arguments) {
   GIMBAL_DYNAMIC_SHARED(shared);
-  walk_block<kNearest, kShared>(arguments, shared);
+  walk_block<kKind, kShared>(arguments, shared);
 }
 
 // ---- placements priced
@@ -180,7 +206,7 @@ static __global__ void price_kernel(PriceArguments a) {
   GIMBAL_DYNAMIC_SHARED(shared);
   const DevicePlacement& from = a.placements[blockIdx.x];
   const DeviceLayer& layer = a.layers[from.layer];
-  BlockTeam team(kNoise.quantile, shared, layer.view.stride, layer.fine.slots);
+  BlockTeam team(kNoise.quantile, shared, layer.view.stride);
   FineTerms terms;
   terms.load_max = -1;
   if (from.value == nullptr || *from.value != INT64_MAX) {
@@ -199,7 +225,7 @@ static __global__ void hold_kernel(DeviceLayer* layers, const u8* held, const i3
   GIMBAL_DYNAMIC_SHARED(shared);
   DeviceLayer& layer = layers[blockIdx.x];
   const FineLayer fine = layer.fine;
-  BlockTeam team(kNoise.quantile, shared, layer.view.stride, fine.slots);
+  BlockTeam team(kNoise.quantile, shared, layer.view.stride);
   const u8* const own_held = held + blockIdx.x * static_cast<i64>(fine.experts) * layer.view.stride;
   const i32* const own_start = start + blockIdx.x * static_cast<i64>(fine.gpus) * fine.slots;
   PriceScratch scratch;
@@ -219,7 +245,7 @@ static __global__ void choose_kernel(const DeviceLayer* layers, const DevicePlac
                                      DeviceChoice* choices, i32* chosen) {
   GIMBAL_DYNAMIC_SHARED(shared);
   const DeviceLayer& layer = layers[blockIdx.x];
-  BlockTeam team(kNoise.quantile, shared, layer.view.stride, layer.fine.slots);
+  BlockTeam team(kNoise.quantile, shared, layer.view.stride);
   DeviceChoice* const choice = choices + blockIdx.x;
   const bool has_start = layer.start != nullptr;
   const FineTerms start_terms = layer.start_terms;
@@ -251,7 +277,7 @@ static __global__ void copy_kernel(const DeviceLayer* layers, const DeviceCopy* 
   GIMBAL_DYNAMIC_SHARED(shared);
   const DeviceCopy& copy = copies[blockIdx.x];
   const DeviceLayer& layer = layers[copy.from.layer];
-  BlockTeam team(kNoise.quantile, shared, layer.view.stride, layer.fine.slots);
+  BlockTeam team(kNoise.quantile, shared, layer.view.stride);
   unpack(team, layer.fine, copy.from, copy.to);
 }
 
@@ -271,7 +297,7 @@ static __global__ void bound_kernel(BoundArguments a) {
   const DeviceLayer& layer = a.layers[blockIdx.x];
   const FineLayer fine = layer.fine;
   const LayerView view = layer.view;
-  BlockTeam team(kNoise.quantile, shared, view.stride, view.slots);
+  BlockTeam team(kNoise.quantile, shared, view.stride);
   const u64 at = static_cast<u64>(blockIdx.y) * gridDim.x + blockIdx.x;
   BoundScratch scratch;
   lay_out_bound(view.stride, view.experts, a.scratch + at * a.scratch_bytes, &scratch);
@@ -304,7 +330,7 @@ static __global__ void __launch_bounds__(kTableThreads, 2) evaluate_kernel(Evalu
   const i32 warp = static_cast<i32>(threadIdx.x) / kWarp;
   char* memory = reinterpret_cast<char*>(shared);
   if (kTableShared) {
-    BlockTeam block(kNoise.quantile, shared, padded_gpus(fine.gpus), fine.slots);
+    BlockTeam block(kNoise.quantile, shared, padded_gpus(fine.gpus));
     i64* comm = nullptr;
     i64* expert_tokens = nullptr;
     ArrayLayout layout{memory};
@@ -318,7 +344,7 @@ static __global__ void __launch_bounds__(kTableThreads, 2) evaluate_kernel(Evalu
     fine.comm = comm;
     fine.expert_tokens = expert_tokens;
   }
-  WarpTeam team(kNoise.quantile, nullptr, padded_gpus(fine.gpus), fine.slots);
+  WarpTeam team(kNoise.quantile, nullptr, padded_gpus(fine.gpus));
   const u64 grid_warp = (static_cast<u64>(blockIdx.y) * gridDim.x + blockIdx.x) * static_cast<u64>(warps) + static_cast<u64>(warp);
   char* const own = kScratchShared ? memory + static_cast<u64>(warp) * a.scratch_bytes : a.scratch + grid_warp * a.scratch_bytes;
   PriceScratch scratch;
