@@ -22,22 +22,35 @@ GIMBAL_OVER_TEAM FineTerms fine_terms_of(Team& team, i32 gpus, const i64* load, 
   return t;
 }
 
-// The terms of a placement, `expert` as [gpus][slots] of logical experts; every expert has a replica.
-// Scratch: replicas [experts], load and comm [gpus].
+// How often each expert stands in `expert` [cells], into replicas [experts].
 template <class Team>
-GIMBAL_OVER_TEAM FineTerms fine_terms_even(Team& team, const FineLayer& layer, const i32* expert, i32* replicas, i64* load,
-                                      i64* comm) {
+GIMBAL_OVER_TEAM void count_replicas(Team& team, i32 experts, i32 cells, const i32* expert, i32* replicas) {
+  team.for_each(experts, [=](i32 e) GIMBAL_LAMBDA { replicas[e] = 0; });
+  team.for_each_shared(cells, [=](i32 m) GIMBAL_LAMBDA { Team::add(&replicas[expert[m]], 1); });
+}
+
+// The terms of a placement, `expert` as [gpus][slots] of logical experts; every expert has a replica.
+// replicas [experts] as counted above. Scratch: load and comm [gpus].
+template <class Team>
+GIMBAL_OVER_TEAM FineTerms fine_terms_even(Team& team, const FineLayer& layer, const i32* expert, const i32* replicas,
+                                      i64* load, i64* comm) {
   const FineLayer v = layer;
-  team.for_each(v.experts, [=](i32 e) GIMBAL_LAMBDA { replicas[e] = 0; });
-  team.for_each_shared(v.gpus * v.slots, [=](i32 m) GIMBAL_LAMBDA { Team::add(&replicas[expert[m]], 1); });
   team.for_each(v.gpus, [=](i32 g) GIMBAL_LAMBDA {
     i64 load_g = 0, comm_g = 0;
     const i64* const row = v.comm + static_cast<i64>(g) * v.experts;
     for (i32 k = 0; k < v.slots; ++k) {
       const i32 e = expert[g * v.slots + k];
       const i32 n = replicas[e];
-      load_g += fine_share(v.expert_tokens[e] * v.compute_cost[g], n);
-      comm_g += fine_share(row[e], n);
+      const i64 all_load = v.expert_tokens[e] * v.compute_cost[g];
+      const i64 all_comm = row[e];
+      if (Team::kSkipsPay && n == 1) {
+        load_g += all_load;
+        comm_g += all_comm;
+        continue;
+      }
+      const FineShare share(n);
+      load_g += share.of(all_load);
+      comm_g += share.of(all_comm);
     }
     load[g] = load_g;
     comm[g] = comm_g;
@@ -46,18 +59,19 @@ GIMBAL_OVER_TEAM FineTerms fine_terms_even(Team& team, const FineLayer& layer, c
 }
 
 // `nearest`: each source's tokens go to the replicas with the least comm_cost, evenly among ties.
-// Scratch as above, plus hosts [gpus * slots] (the slots grouped by expert) and first [experts + 1].
+// Scratch: load and comm [gpus], hosts [gpus * slots] (the slots grouped by expert) and first [experts + 1].
 template <class Team>
 GIMBAL_OVER_TEAM FineTerms fine_terms_nearest(Team& team, const FineLayer& layer, const i32* expert, i32* first, i32* hosts,
                                          i64* load, i64* comm) {
   const FineLayer v = layer;
   const i32 cells = v.gpus * v.slots;
+  const Divisor by_slots(v.slots);
   team.for_each(v.experts + 1, [=](i32 e) GIMBAL_LAMBDA { first[e] = 0; });
   team.for_each_shared(cells, [=](i32 m) GIMBAL_LAMBDA { Team::add(&first[expert[m] + 1], 1); });
   team.single([=]() GIMBAL_LAMBDA {
     for (i32 e = 0; e < v.experts; ++e) first[e + 1] += first[e];
   });
-  team.for_each_shared(cells, [=](i32 m) GIMBAL_LAMBDA { hosts[Team::add(&first[expert[m]], 1)] = m / v.slots; });
+  team.for_each_shared(cells, [=](i32 m) GIMBAL_LAMBDA { hosts[Team::add(&first[expert[m]], 1)] = by_slots.into(m); });
   team.for_each(v.gpus, [=](i32 g) GIMBAL_LAMBDA { load[g] = comm[g] = 0; });
   team.for_each_shared(v.experts * v.sources, [=](i32 n) GIMBAL_LAMBDA {
     const i32 e = n / v.sources;
@@ -92,8 +106,9 @@ GIMBAL_OVER_TEAM FineTerms fine_terms_nearest(Team& team, const FineLayer& layer
 template <class Team>
 GIMBAL_OVER_TEAM i64 count_new_pairs(Team& team, i32 gpus, i32 slots, const u8* held, const i32* expert) {
   const i32 stride = padded_gpus(gpus);
+  const Divisor by_slots(slots);
   return team.sum(gpus * slots, [=](i32 m) GIMBAL_LAMBDA {
-    const i32 g = m / slots;
+    const i32 g = by_slots.into(m);
     const i32 e = expert[m];
     if (held[static_cast<i64>(e) * stride + g] != 0) return i64{0};
     for (i32 before = g * slots; before < m; ++before) {
@@ -104,24 +119,30 @@ GIMBAL_OVER_TEAM i64 count_new_pairs(Team& team, i32 gpus, i32 slots, const u8* 
 }
 
 // Copies a candidate [all_gpus][slots] to `live` [gpus][slots]. Returns -1, or the first slot at fault: an id out of range
-// on a live GPU, anything but -1 on a dead one; slot 0 where every slot is right and an expert has none.
-// Scratch: replicas [experts].
+// on a live GPU, anything but -1 on a dead one; slot 0 where every slot is right and an expert has none. Fills replicas
+// [experts].
 template <class Team>
 GIMBAL_OVER_TEAM i32 read_candidate(Team& team, i32 experts, i32 slots, const LiveGpus& which, const i32* candidate,
                                i32* live, i32* replicas) {
   const i32* const live_index = which.live_index;
   const i32 all_slots = which.all_gpus * slots;
-  const i32 bad = team.argmin(all_slots, [=](i32 m) GIMBAL_LAMBDA {
+  const Divisor by_slots(slots);
+  const i32 from_end = team.max(all_slots, [=](i32 m) GIMBAL_LAMBDA {  // how far the first at fault is from the end
     const i32 e = candidate[m];
-    const bool valid = live_index[m / slots] < 0 ? e == -1 : e >= 0 && e < experts;
-    return valid ? all_slots : m;
-  }).score;
-  if (bad < all_slots) return bad;
+    const bool dead = live_index != nullptr && live_index[by_slots.into(m)] < 0;
+    const bool valid = dead ? e == -1 : e >= 0 && e < experts;
+    return valid ? 0 : all_slots - m;
+  });
+  if (from_end > 0) return all_slots - from_end;
   team.for_each(experts, [=](i32 e) GIMBAL_LAMBDA { replicas[e] = 0; });
   team.for_each_shared(all_slots, [=](i32 m) GIMBAL_LAMBDA {
-    const i32 g = m / slots;
-    if (live_index[g] < 0) return;
-    live[live_index[g] * slots + (m - g * slots)] = candidate[m];
+    i32 to = m;
+    if (live_index != nullptr) {
+      const i32 g = by_slots.into(m);
+      if (live_index[g] < 0) return;
+      to = live_index[g] * slots + (m - g * slots);
+    }
+    live[to] = candidate[m];
     Team::add(&replicas[candidate[m]], 1);
   });
   return team.max(experts, [=](i32 e) GIMBAL_LAMBDA { return replicas[e] == 0 ? 1 : 0; }) > 0 ? 0 : -1;

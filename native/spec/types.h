@@ -43,7 +43,7 @@ struct FineTerms {
 // Which of a caller's GPUs are live, and how they are numbered in a FineLayer.
 struct LiveGpus {
   i32 all_gpus = 0;
-  const i32* live_index = nullptr;  // [all_gpus], -1 for a dead one
+  const i32* live_index = nullptr;  // [all_gpus], -1 for a dead one; null where all are live
 };
 
 // ---- tables (tables.h)

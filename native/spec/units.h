@@ -90,9 +90,71 @@ GIMBAL_SPEC i64 mul_q31_wide(i64 x, u32 q) {
 // One replica's share of a search value when `replicas` share it evenly.
 GIMBAL_SPEC u32 share_q31(i32 replicas) { return kOneQ31 / static_cast<u32>(replicas); }
 
-// The fine counterpart, and the one rounding rule of the objective: floor(total / replicas), total >= 0. Most experts have
-// one replica, and a 64-bit division is the dearest thing that a GPU thread can be asked for.
-GIMBAL_SPEC i64 fine_share(i64 total, i32 replicas) { return replicas == 1 ? total : total / replicas; }
+// The upper half of a product, from parts of 32 bits.
+GIMBAL_SPEC u64 mul_high_of_parts(u64 a, u64 b) {
+  const u64 a_low = a & 0xFFFFFFFFu, a_high = a >> 32, b_low = b & 0xFFFFFFFFu, b_high = b >> 32;
+  const u64 middle = a_high * b_low + ((a_low * b_low) >> 32);
+  return a_high * b_high + (middle >> 32) + ((a_low * b_high + (middle & 0xFFFFFFFFu)) >> 32);
+}
+
+// The same by the best that a compiler knows.
+GIMBAL_SPEC u64 mul_high(u64 a, u64 b) {
+#if defined(__CUDA_ARCH__)
+  return __umul64hi(a, b);
+#elif defined(__SIZEOF_INT128__)
+  __extension__ using Wide = unsigned __int128;
+  return static_cast<u64>((static_cast<Wide>(a) * b) >> 64);
+#else
+  return mul_high_of_parts(a, b);
+#endif
+}
+
+// floor((2^64 - 1) / n): dividing by a small number is multiplying by this, and at most one more. A division of 64 bits is the
+// dearest thing that a GPU thread can be asked for.
+constexpr i32 kReciprocals = 64;
+struct ReciprocalTable {
+  u64 of[kReciprocals + 1];
+};
+GIMBAL_SPEC constexpr ReciprocalTable make_reciprocals() {
+  ReciprocalTable table{};
+  for (i32 n = 1; n <= kReciprocals; ++n) table.of[n] = ~u64{0} / static_cast<u64>(n);
+  return table;
+}
+
+// The fine counterpart, and the one rounding rule of the objective: floor(total / replicas), total >= 0. Made for a count, it
+// divides several totals.
+class FineShare {
+ public:
+  GIMBAL_SPEC explicit FineShare(i32 replicas) : replicas_(static_cast<u64>(replicas)) {
+    static constexpr ReciprocalTable kTable = make_reciprocals();
+    reciprocal_ = replicas <= kReciprocals ? kTable.of[replicas] : 0;
+  }
+  GIMBAL_SPEC i64 of(i64 total) const {
+    const u64 whole = static_cast<u64>(total);
+    if (reciprocal_ == 0) return static_cast<i64>(whole / replicas_);
+    const u64 quotient = mul_high(whole, reciprocal_);
+    return static_cast<i64>(quotient + (whole - quotient * replicas_ >= replicas_ ? 1 : 0));
+  }
+
+ private:
+  u64 replicas_;
+  u64 reciprocal_;
+};
+
+GIMBAL_SPEC i64 fine_share(i64 total, i32 replicas) { return replicas == 1 ? total : FineShare(replicas).of(total); }
+
+// Division by a number that is the same for many: floor(x / divisor) for x * divisor < 2^32. Slots by slots per GPU stay below
+// 2^24 in every problem.
+struct Divisor {
+  u32 divisor;
+  u32 factor;  // ceil(2^32 / divisor); 0 for 1
+  GIMBAL_SPEC explicit Divisor(i32 d)
+      : divisor(static_cast<u32>(d)), factor(d == 1 ? 0u : static_cast<u32>(0xFFFFFFFFu / static_cast<u32>(d) + 1u)) {}
+  GIMBAL_SPEC i32 into(i32 x) const {
+    const u32 u = static_cast<u32>(x);
+    return factor == 0 ? x : static_cast<i32>((static_cast<u64>(u) * factor) >> 32);
+  }
+};
 
 // Arrays over GPUs are padded to whole vectors of 16 lanes.
 GIMBAL_SPEC i32 padded_gpus(i32 gpus) { return (gpus + 15) / 16 * 16; }

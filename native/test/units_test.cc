@@ -72,6 +72,46 @@ TEST_CASE("units: a fine share is the quotient, whatever the count") {
     const i32 replicas = random.between(1, random.between(1, 70000));
     REQUIRE(fine_share(total, replicas) == static_cast<i64>(static_cast<u64>(total) / static_cast<u64>(replicas)));
   }
+  // Around multiples, where a quotient steps, and around the last count that has a reciprocal.
+  for (i64 replicas = 1; replicas <= kReciprocals + 2; ++replicas) {
+    for (int n = 0; n < 300; ++n) {
+      const i64 multiple = static_cast<i64>(random.any_magnitude(61)) / replicas * replicas;
+      for (i64 total : {multiple, multiple + 1, multiple + replicas - 1, std::max<i64>(multiple - 1, 0), (i64{1} << 62) - 1 - n}) {
+        REQUIRE(fine_share(total, static_cast<i32>(replicas)) == total / replicas);
+        REQUIRE(FineShare(static_cast<i32>(replicas)).of(total) == total / replicas);
+      }
+    }
+  }
+}
+
+TEST_CASE("units: mul_high is the upper half of the product, in parts too") {
+  Random random(7);
+  INFO("seed " << base_seed());
+  const auto check = [](u64 a, u64 b) {
+    const u64 expected = static_cast<u64>(static_cast<unsigned __int128>(a) * b >> 64);
+    REQUIRE(mul_high(a, b) == expected);
+    REQUIRE(mul_high_of_parts(a, b) == expected);
+  };
+  const std::vector<u64> edges = {0, 1, 0xFFFFFFFFu, 0x100000000u, ~u64{0} - 1, ~u64{0}};
+  for (u64 a : edges) {
+    for (u64 b : edges) check(a, b);
+  }
+  for (int n = 0; n < 20000; ++n) check(random.any_magnitude(64), random.any_magnitude(64));
+}
+
+TEST_CASE("units: a divisor divides") {
+  Random random(8);
+  INFO("seed " << base_seed());
+  for (i32 d = 1; d <= 70000; d = d < 300 ? d + 1 : d * 9 / 8) {
+    const Divisor divisor(d);
+    const i64 most = std::min<i64>(INT32_MAX, ((i64{1} << 32) - 1) / d);
+    for (int n = 0; n < 60; ++n) {
+      const i64 near = random.below(static_cast<i32>(most / d + 1)) * i64{d};
+      for (i64 x : {near - 1, near, near + 1, most - n}) {
+        if (x >= 0 && x <= most) REQUIRE(divisor.into(static_cast<i32>(x)) == x / d);
+      }
+    }
+  }
 }
 
 TEST_CASE("units: least_value is the least of each type") {
@@ -198,6 +238,11 @@ TEST_CASE("potential: convex up to its cap, flat above it, and within its bound"
       const i32 here = p.of(static_cast<i32>(x));
       REQUIRE(here >= last);
       REQUIRE(here <= static_cast<i64>(2 * x));
+      // Of two: the sum, rounded once.
+      const i64 both = p.of(static_cast<i32>(x), p.cap / 3);
+      const i64 sum = i64{here} + p.of(p.cap / 3);
+      REQUIRE((both == sum || both == sum + 1));
+      REQUIRE(p.of(p.cap / 3, static_cast<i32>(x)) == both);
       last = here;
     }
   }

@@ -27,6 +27,12 @@ constexpr i32 kWarpRange = 64;
 
 // __reduce_*_sync came with sm_80; GIMBAL_NO_WARP_REDUCE takes the older way, for tests.
 #if (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800) && !defined(GIMBAL_NO_WARP_REDUCE)
+#define GIMBAL_WARP_REDUCE 1
+#else
+#define GIMBAL_WARP_REDUCE 0
+#endif
+
+#if GIMBAL_WARP_REDUCE
 GIMBAL_DEVICE i32 warp_sum(i32 x) { return __reduce_add_sync(kAllLanes, x); }
 GIMBAL_DEVICE i32 warp_min(i32 x) { return __reduce_min_sync(kAllLanes, x); }
 GIMBAL_DEVICE i32 warp_max(i32 x) { return __reduce_max_sync(kAllLanes, x); }
@@ -49,6 +55,25 @@ GIMBAL_DEVICE i32 warp_sum(i32 x) {
 }
 #endif
 
+#if GIMBAL_WARP_REDUCE
+// By halves: the greatest upper one, and among those that have it the greatest lower one.
+GIMBAL_DEVICE i64 warp_max(i64 x) {
+  const i32 high = static_cast<i32>(x >> 32);
+  const i32 most = warp_max(high);
+  const u32 low = warp_max(high == most ? static_cast<u32>(x) : 0u);
+  return static_cast<i64>(static_cast<u64>(static_cast<u32>(most)) << 32 | low);
+}
+
+// By parts of 26, 26 and 12 bits, whose sums fit 32.
+GIMBAL_DEVICE i64 warp_sum(i64 x) {
+  constexpr u64 kPart = (u64{1} << 26) - 1;
+  const u64 bits = static_cast<u64>(x);
+  const u64 low = static_cast<u32>(warp_sum(static_cast<i32>(bits & kPart)));
+  const u64 middle = static_cast<u32>(warp_sum(static_cast<i32>(bits >> 26 & kPart)));
+  const u64 high = static_cast<u32>(warp_sum(static_cast<i32>(bits >> 52)));
+  return static_cast<i64>((high << 52) + (middle << 26) + low);
+}
+#else
 GIMBAL_DEVICE i64 shuffle_xor(i64 x, i32 lanes) {
   return static_cast<i64>(__shfl_xor_sync(kAllLanes, static_cast<long long>(x), lanes));
 }
@@ -62,6 +87,7 @@ GIMBAL_DEVICE i64 warp_sum(i64 x) {
   for (i32 lanes = kWarp / 2; lanes > 0; lanes /= 2) x += shuffle_xor(x, lanes);
   return x;
 }
+#endif
 
 // The sum of each lane's total, which is one of numbers of type T. Those of 32 bits, up to 2^16 of them to a lane, are summed
 // in halves that fit the warp's own addition.

@@ -692,7 +692,7 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
     const int64_t blocks = std::min<int64_t>(blocks_wanted, (half.count + static_cast<int64_t>(warps) - 1) / static_cast<int64_t>(warps));
     EvaluateArguments arguments{layers_,
                                 device[turn].candidates,
-                                {live.all_gpus, device[turn].live_index},
+                                {live.all_gpus, live.all_gpus == shape_.gpus ? nullptr : device[turn].live_index},
                                 device[turn].terms,
                                 device[turn].bad_slot,
                                 nullptr,

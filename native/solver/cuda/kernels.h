@@ -172,9 +172,11 @@ GIMBAL_SPEC u64 lay_out_price(i32 experts, i32 gpus, i32 slots, char* memory, Pr
   return layout.bytes;
 }
 
+// `counted`: for `even`, the experts' replicas stand in scratch.ids already.
 template <class Team>
 GIMBAL_DEVICE FineTerms price(Team& team, const FineLayer& fine, const u8* held, const i32* placement,
-                              const PriceScratch& scratch) {
+                              const PriceScratch& scratch, bool counted = false) {
+  if (!fine.nearest && !counted) count_replicas(team, fine.experts, fine.gpus * fine.slots, placement, scratch.ids);
   FineTerms terms =
       fine.nearest ? fine_terms_nearest(team, fine, placement, scratch.ids, scratch.ids + fine.experts + 1, scratch.load,
                                         scratch.comm)
@@ -355,7 +357,7 @@ static __global__ void __launch_bounds__(kTableThreads, 2) evaluate_kernel(Evalu
     const i64 at = static_cast<i64>(c) * a.layer_count + blockIdx.y;
     FineTerms terms;
     const i32 bad = read_candidate(team, fine.experts, fine.slots, a.live, a.candidates + at * width, scratch.placement, scratch.ids);
-    if (bad < 0) terms = price(team, fine, held, scratch.placement, scratch);
+    if (bad < 0) terms = price(team, fine, held, scratch.placement, scratch, true);
     FineTerms* const out = a.terms + at;
     i32* const out_bad = a.bad_slot + at;
     team.single([=]() {
