@@ -1,10 +1,13 @@
 /** Runs benches by name, or all: `npm run bench -- [name …] [--json FILE] [--small] [--seed N]`. */
 import { parseArgs } from 'node:util';
+import { gpuBenches } from './gpu/index.js';
 import { type BenchResult, formatMachine, formatResult, machine, writeJson } from './harness.js';
 import { placementBenches } from './placement/index.js';
 
+const BENCHES = [...placementBenches, ...gpuBenches];
+
 const USAGE = `usage: npm run bench -- [name …] [--json FILE] [--small] [--seed N]
-benches: ${placementBenches.map((bench) => bench.name).join(', ')} (default: all)`;
+benches: ${BENCHES.map((bench) => bench.name).join(', ')} (default: all)`;
 
 interface Arguments {
   names: string[];
@@ -23,7 +26,7 @@ function readArguments(argv: string[]): Arguments {
       seed: { type: 'string' },
     },
   });
-  const known = placementBenches.map((bench) => bench.name);
+  const known = BENCHES.map((bench) => bench.name);
   const unknown = positionals.find((name) => !known.includes(name));
   if (unknown !== undefined)
     throw new Error(`bench: expected one of ${known.join(', ')} but received ${unknown}`);
@@ -44,7 +47,7 @@ async function main(argv: string[]): Promise<void> {
   const stated = machine(argv);
   console.log(formatMachine(stated));
   const results: BenchResult[] = [];
-  for (const bench of placementBenches.filter(({ name }) => names.includes(name))) {
+  for (const bench of BENCHES.filter(({ name }) => names.includes(name))) {
     const began = performance.now();
     const result = await bench.run({ small, ...(seed === undefined ? {} : { seed }) });
     results.push(result);

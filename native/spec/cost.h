@@ -26,7 +26,7 @@ GIMBAL_OVER_TEAM FineTerms fine_terms_of(Team& team, i32 gpus, const i64* load, 
 template <class Team>
 GIMBAL_OVER_TEAM void count_replicas(Team& team, i32 experts, i32 cells, const i32* expert, i32* replicas) {
   team.for_each(experts, [=](i32 e) GIMBAL_LAMBDA { replicas[e] = 0; });
-  team.for_each_shared(cells, [=](i32 m) GIMBAL_LAMBDA { Team::add(&replicas[expert[m]], 1); });
+  team.tally(cells, expert, replicas);
 }
 
 // The terms of a placement, `expert` as [gpus][slots] of logical experts; every expert has a replica.
@@ -118,34 +118,45 @@ GIMBAL_OVER_TEAM i64 count_new_pairs(Team& team, i32 gpus, i32 slots, const u8* 
   });
 }
 
-// Copies a candidate [all_gpus][slots] to `live` [gpus][slots]. Returns -1, or the first slot at fault: an id out of range
-// on a live GPU, anything but -1 on a dead one; slot 0 where every slot is right and an expert has none. Fills replicas
-// [experts].
+// Whether each expert has a replica.
+template <class Team>
+GIMBAL_OVER_TEAM bool all_have_replicas(Team& team, i32 experts, const i32* replicas) {
+  return team.max(experts, [=](i32 e) GIMBAL_LAMBDA { return replicas[e] == 0 ? 1 : 0; }) == 0;
+}
+
+// Copies a candidate [all_gpus][slots] to `live` [gpus][slots], and counts its replicas [experts]. Returns -1, or the first
+// slot at fault: an id out of range on a live GPU, anything but -1 on a dead one; slot 0 where every slot is right and an
+// expert has none.
 template <class Team>
 GIMBAL_OVER_TEAM i32 read_candidate(Team& team, i32 experts, i32 slots, const LiveGpus& which, const i32* candidate,
                                i32* live, i32* replicas) {
   const i32* const live_index = which.live_index;
   const i32 all_slots = which.all_gpus * slots;
+  const u32 ids = static_cast<u32>(experts);
+  if (live_index == nullptr) {
+    team.copy(all_slots, candidate, live);
+    const i32 from_end = team.max(all_slots, [=](i32 m) GIMBAL_LAMBDA {  // how far the first at fault is from the end
+      return static_cast<u32>(live[m]) < ids ? 0 : all_slots - m;
+    });
+    if (from_end > 0) return all_slots - from_end;
+    count_replicas(team, experts, all_slots, live, replicas);
+    return all_have_replicas(team, experts, replicas) ? -1 : 0;
+  }
   const Divisor by_slots(slots);
-  const i32 from_end = team.max(all_slots, [=](i32 m) GIMBAL_LAMBDA {  // how far the first at fault is from the end
+  const i32 from_end = team.max(all_slots, [=](i32 m) GIMBAL_LAMBDA {
     const i32 e = candidate[m];
-    const bool dead = live_index != nullptr && live_index[by_slots.into(m)] < 0;
-    const bool valid = dead ? e == -1 : e >= 0 && e < experts;
-    return valid ? 0 : all_slots - m;
+    const bool dead = live_index[by_slots.into(m)] < 0;
+    return (dead ? e == -1 : static_cast<u32>(e) < ids) ? 0 : all_slots - m;
   });
   if (from_end > 0) return all_slots - from_end;
   team.for_each(experts, [=](i32 e) GIMBAL_LAMBDA { replicas[e] = 0; });
   team.for_each_shared(all_slots, [=](i32 m) GIMBAL_LAMBDA {
-    i32 to = m;
-    if (live_index != nullptr) {
-      const i32 g = by_slots.into(m);
-      if (live_index[g] < 0) return;
-      to = live_index[g] * slots + (m - g * slots);
-    }
-    live[to] = candidate[m];
+    const i32 g = by_slots.into(m);
+    if (live_index[g] < 0) return;
+    live[live_index[g] * slots + (m - g * slots)] = candidate[m];
     Team::add(&replicas[candidate[m]], 1);
   });
-  return team.max(experts, [=](i32 e) GIMBAL_LAMBDA { return replicas[e] == 0 ? 1 : 0; }) > 0 ? 0 : -1;
+  return all_have_replicas(team, experts, replicas) ? -1 : 0;
 }
 
 }  // namespace spec

@@ -42,6 +42,11 @@ class ShuffledTeam {
     for (spec::i32 i : order_) f(i);
   }
 
+  template <class T>
+  void copy(spec::i32 count, const T* from, T* to) {
+    for_each(count, [=](spec::i32 i) { to[i] = from[i]; });
+  }
+
   template <class F>
   void for_each2(spec::i32 rows, spec::i32 columns, F f) {
     shuffle(rows * columns);
@@ -72,6 +77,10 @@ class ShuffledTeam {
   template <class F>
   void for_each_shared(spec::i32 count, F f) {
     for_each(count, f);
+  }
+
+  void tally(spec::i32 count, const spec::i32* ids, spec::i32* counters) {
+    for_each(count, [=](spec::i32 i) { ++counters[ids[i]]; });
   }
 
   static void set(spec::i32* at, spec::i32 value) { *at = value; }

@@ -117,6 +117,9 @@ TEST_CASE("team: loops visit every index once, and the depths of a cell in order
       team.for_each(columns, [&](i32 c) { ++once[static_cast<size_t>(c)]; });
       team.for_each_shared(columns, [&](i32 c) { ++once[static_cast<size_t>(c)]; });
       for (i32 visits : once) REQUIRE(visits == 2);
+      std::vector<i32> copied(static_cast<size_t>(rows * columns), 0);
+      team.copy(rows * columns, static_cast<const i32*>(depths.data()), copied.data());
+      REQUIRE(copied == depths);
     });
   }
 }
@@ -175,5 +178,9 @@ TEST_CASE("team: add gives every caller another ticket") {
     REQUIRE(counter == 35);
     REQUIRE(wide == i64{30} << 40);
     for (i32 n : taken) REQUIRE(n == 1);
+    const std::vector<i32> ids = {2, 0, 2, 2, 1, 0};
+    std::vector<i32> counters = {10, 20, 30};
+    team.tally(6, ids.data(), counters.data());
+    REQUIRE(counters == std::vector<i32>{12, 21, 33});
   });
 }

@@ -47,6 +47,11 @@ class TeamCpu {
     for (i32 i = 0; i < count; ++i) f(i);
   }
 
+  template <class T>
+  GIMBAL_SPEC void copy(i32 count, const T* from, T* to) {
+    for_each(count, [=](i32 i) GIMBAL_LAMBDA { to[i] = from[i]; });
+  }
+
   template <class F>
   GIMBAL_SPEC void for_each2(i32 rows, i32 columns, F f) {
     for (i32 r = 0; r < rows; ++r) {
@@ -77,6 +82,11 @@ class TeamCpu {
   template <class F>
   GIMBAL_SPEC void for_each_shared(i32 count, F f) {
     for (i32 i = 0; i < count; ++i) f(i);
+  }
+
+  // One more for the counter of each id.
+  GIMBAL_SPEC void tally(i32 count, const i32* ids, i32* counters) {
+    for (i32 i = 0; i < count; ++i) ++counters[ids[i]];
   }
 
   // Returns what was there before.

@@ -152,7 +152,8 @@ class DeviceTeam {
 
   template <class F>
   GIMBAL_DEVICE void for_each(i32 count, F f) {
-    stride_through(rank_, count, size(), f);
+    GIMBAL_ROLLED
+    for (i32 i = rank_; i < count; i += size()) f(i);
     sync();
   }
 
@@ -161,22 +162,51 @@ class DeviceTeam {
     for_each(count, f);
   }
 
+  GIMBAL_DEVICE void tally(i32 count, const i32* ids, i32* counters) {
+    stride_through(rank_, count, size(), [=](i32 i) { add(&counters[ids[i]], 1); });
+    sync();
+  }
+
+  // Four numbers of a thread are on their way at once.
+  template <class T>
+  GIMBAL_DEVICE void copy(i32 count, const T* from, T* to) {
+    const i32 step = size();
+    i32 i = rank_;
+    GIMBAL_ROLLED
+    for (; i + 3 * step < count; i += 4 * step) {
+      const T a = from[i], b = from[i + step], c = from[i + 2 * step], d = from[i + 3 * step];
+      to[i] = a;
+      to[i + step] = b;
+      to[i + 2 * step] = c;
+      to[i + 3 * step] = d;
+    }
+    GIMBAL_ROLLED
+    for (; i < count; i += step) to[i] = from[i];
+    sync();
+  }
+
   template <class F>
   GIMBAL_DEVICE void for_each2(i32 rows, i32 columns, F f) {
     const Lattice at = columns == lattice_.columns ? lattice_ : lattice_of(columns);
     GIMBAL_ROLLED
     for (i32 c = at.column; c < columns; c += at.column_step()) {
-      stride_through(at.row, rows, at.row_step, [=](i32 r) { f(r, c); });
+      GIMBAL_ROLLED
+      for (i32 r = at.row; r < rows; r += at.row_step) f(r, c);
     }
     sync();
   }
 
   template <class F1, class F2>
   GIMBAL_DEVICE void for_each2(i32 rows, i32 columns, F1 first, F2 second) {
-    for_each2(rows, columns, [=](i32 r, i32 c) {
-      first(r, c);
-      second(r, c);
-    });
+    const Lattice at = columns == lattice_.columns ? lattice_ : lattice_of(columns);
+    GIMBAL_ROLLED
+    for (i32 c = at.column; c < columns; c += at.column_step()) {
+      stride_through(at.row, rows, at.row_step, [=](i32 r) {
+        first(r, c);
+        second(r, c);
+      });
+    }
+    sync();
   }
 
   template <class F>
@@ -207,8 +237,7 @@ class DeviceTeam {
     const i32 first = count <= kWarpRange ? lane() : rank_;
     const i32 step = count <= kWarpRange ? kWarp : size();
     T most = least_value<T>();
-    GIMBAL_ROLLED
-    for (i32 i = first; i < count; i += step) most = max_of(most, static_cast<T>(f(i)));
+    stride_through(first, count, step, [&](i32 i) { most = max_of(most, static_cast<T>(f(i))); });
     most = warp_max(most);
     if (count <= kWarpRange || size() == kWarp) return most;
     return warp_max(gather(most, least_value<T>()));
@@ -287,8 +316,12 @@ class DeviceTeam {
         const i32 first = from + take_lowest(&left);
         const i32 second = left != 0 ? from + take_lowest(&left) : first;
         RowTotals a{0, 0, 0}, b{0, 0, 0};
+        if (lane() < columns) {  // most rows are no longer: before a loop, what hangs on the row alone would be waited for
+          a = f(first, lane());
+          b = f(second, lane());
+        }
         GIMBAL_ROLLED
-        for (i32 c = lane(); c < columns; c += kWarp) {
+        for (i32 c = lane() + kWarp; c < columns; c += kWarp) {
           a = joined(a, f(first, c));
           b = joined(b, f(second, c));
         }
@@ -335,7 +368,8 @@ class DeviceTeam {
   }
 
   // f(i) for i = first, first + step, ... below count, three at a time: what they read from memory is on its way at once.
-  // Written out, since a compiler that unrolls a loop of unknown length asks before each turn whether it is the last.
+  // Written out, for a compiler that unrolls a loop of unknown length asks before each turn whether it is the last. For short
+  // bodies and for those that wait: elsewhere the copies only make the code longer.
   template <class F>
   GIMBAL_DEVICE static void stride_through(i32 first, i32 count, i32 step, F f) {
     i32 i = first;

@@ -19,6 +19,8 @@ constexpr int32_t kMostGlobalWalks = 1024;
 // Bytes of candidates in one half of the staging memory.
 constexpr size_t kCandidateBytes = size_t{16} << 20;
 constexpr u32 kTeamShared = BlockTeam::kSharedBytes;
+// Of each block's shared memory, what the driver keeps.
+constexpr size_t kReservedShared = 1024;
 
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int32_t threads, size_t shared_bytes,
@@ -120,11 +122,14 @@ Engine::Engine(int32_t device) : forced_threads_(threads_of_environment()) {
   int value = 0;
   check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   limits_.shared_bytes_per_block = value;
+  check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+  limits_.shared_bytes_per_multiprocessor = value;
   check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device));
   limits_.multiprocessors = value;
   allow_shared(walk_kernel<WalkKind::kFirst, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   allow_shared(walk_kernel<WalkKind::kAny, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   allow_shared(walk_kernel<WalkKind::kNearest, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
+  allow_shared(price_kernel<true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   allow_shared(evaluate_kernel<true, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   allow_shared(evaluate_kernel<false, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
@@ -284,7 +289,7 @@ void Engine::hold(const uint8_t* const* held, const int32_t* const* start, FineT
   }
   check("cudaMemcpyAsync", cudaMemcpyAsync(held_.data(), staged_held_.data(), bytes, cudaMemcpyHostToDevice, stream_));
   PriceScratch scratch;
-  const u64 scratch_bytes = lay_out_price(shape_.experts, shape_.gpus, shape_.slots, nullptr, &scratch);
+  const u64 scratch_bytes = lay_out_price(shape_, nullptr, &scratch);
   launch("hold_kernel", hold_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers_,
          static_cast<const u8*>(device_held), static_cast<const i32*>(device_start),
          price_scratch_.reserve(scratch_bytes * count), scratch_bytes);
@@ -377,7 +382,8 @@ void Engine::launch_walks(int64_t until) {
   const u64 work_bytes = lay_out_walker(view_, 0, nullptr, nullptr, &walker).work;
   const size_t shared = kTeamShared + work_bytes;
   const int32_t count = static_cast<int32_t>(walks_.size());
-  const int32_t walk_threads = threads(cuda::walk_threads(view_.slots, view_.stride));
+  const int32_t walks_by_memory = static_cast<int32_t>(limits_.shared_bytes_per_multiprocessor / (shared + kReservedShared));
+  const int32_t walk_threads = threads(cuda::walk_threads(walk_kind(), view_.slots, view_.stride, walks_by_memory));
   WalkArguments arguments{layers_, device_walks_, progress_, nullptr, work_bytes, until};
   if (shared <= static_cast<size_t>(limits_.shared_bytes_per_block)) {
     const WalkKind kind = walk_kind();
@@ -449,18 +455,23 @@ void Engine::price_all() {
     std::memcpy(static_cast<void*>(staged_choices + n), &choice, sizeof(choice));
   }
   PriceScratch scratch;
-  const u64 scratch_bytes = lay_out_price(shape_.experts, shape_.gpus, shape_.slots, nullptr, &scratch);
-  const u64 at_once = std::min<u64>(found, 4096);
-  char* const scratch_memory = price_scratch_.reserve(scratch_bytes * std::max(at_once, count));
+  const u64 scratch_bytes = lay_out_price(shape_, nullptr, &scratch);
+  const size_t shared = kTeamShared + scratch_bytes;
+  const bool fits = shared <= static_cast<size_t>(limits_.shared_bytes_per_block);
+  // Without shared memory some at a time, since their scratch is memory of the device.
+  const u64 at_once = fits ? std::max<u64>(found, 1) : std::min<u64>(found, 4096);
+  char* const scratch_memory = fits ? nullptr : price_scratch_.reserve(scratch_bytes * at_once);
+  const auto kernel = fits ? price_kernel<true> : price_kernel<false>;
   Signature signature;
-  signature.add(layers_).add(device_found_).add(staged_found_.data()).add(staged_bytes).add(found).add(scratch_memory).add(count_).add(cells());
+  signature.add(layers_).add(device_found_).add(staged_found_.data()).add(staged_bytes).add(found);
+  signature.add(scratch_memory).add(scratch_bytes).add(count_).add(cells());
   best_stage_.run(stream_, signature, [&] {
     check("cudaMemcpyAsync",
           cudaMemcpyAsync(device_found_, staged_found, staged_bytes, cudaMemcpyHostToDevice, stream_));
     for (u64 first = 0; first < found; first += at_once) {
       const PriceArguments arguments{layers_, device_found_ + first, device_terms_ + first, scratch_memory, scratch_bytes};
-      launch("price_kernel", price_kernel, grid(static_cast<int64_t>(std::min(at_once, found - first))), threads(kTableThreads),
-             kTeamShared, stream_, arguments);
+      launch("price_kernel", kernel, grid(static_cast<int64_t>(std::min(at_once, found - first))), threads(kPriceThreads),
+             fits ? shared : kTeamShared, stream_, arguments);
     }
   });
 }
@@ -621,6 +632,30 @@ void Engine::bounds(int64_t* bounds) {
 
 // ---- candidates
 
+// The layer's table and the warps' scratch lie in shared memory where they fit, with as many warps as fit beside the table;
+// else the scratch alone; else neither.
+EvaluateLaunch Engine::evaluate_launch(size_t scratch_bytes) const {
+  constexpr int32_t kLeastWarps = 4;
+  const size_t most = static_cast<size_t>(limits_.shared_bytes_per_block);
+  const size_t table =
+      shape_.nearest ? most : (static_cast<size_t>(shape_.gpus) + 1) * static_cast<size_t>(shape_.experts) * sizeof(i64) + 128;
+  const auto warps_beside = [&](size_t bytes) {
+    const size_t fit = bytes < most ? (most - bytes) / scratch_bytes : 0;
+    return static_cast<int32_t>(std::min<size_t>(fit, kEvaluateThreads / kWarp));
+  };
+  EvaluateLaunch launch;
+  launch.table_fits = warps_beside(table) >= kLeastWarps;
+  launch.scratch_fits = launch.table_fits || warps_beside(0) >= kLeastWarps;
+  const int32_t warps = launch.table_fits ? warps_beside(table) : launch.scratch_fits ? warps_beside(0) : kTableThreads / kWarp;
+  launch.threads = threads(warps * kWarp);
+  const size_t scratch = launch.scratch_fits ? scratch_bytes * static_cast<size_t>(launch.threads / kWarp) : 0;
+  launch.shared_bytes = std::max<size_t>((launch.table_fits ? table : 0) + scratch, kTeamShared);
+  launch.blocks_per_multiprocessor = static_cast<int32_t>(std::max<size_t>(
+      1, std::min<size_t>(static_cast<size_t>(limits_.shared_bytes_per_multiprocessor) / (launch.shared_bytes + kReservedShared),
+                          static_cast<size_t>(kEvaluateThreads / launch.threads))));
+  return launch;
+}
+
 void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_stride, int64_t first_layer,
                       const LiveGpus& live, FineTerms* terms, int32_t* bad_slot) {
   use_device();
@@ -660,16 +695,12 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
     half.count = 0;
   };
   PriceScratch scratch;
-  const u64 scratch_bytes = lay_out_price(shape_.experts, shape_.gpus, shape_.slots, nullptr, &scratch);
-  const size_t shared_most = static_cast<size_t>(limits_.shared_bytes_per_block);
-  const int32_t evaluate_threads = threads(kTableThreads);
-  const size_t warps = static_cast<size_t>(evaluate_threads / kWarp);
-  const size_t scratch_shared = std::max<size_t>(scratch_bytes * warps, kTeamShared);
-  const size_t table_shared = (static_cast<size_t>(shape_.gpus) + 1) * static_cast<size_t>(shape_.experts) * sizeof(i64) + 128;
-  const bool scratch_fits = scratch_shared <= shared_most;
-  const bool table_fits = scratch_fits && !shape_.nearest && scratch_shared + table_shared <= shared_most;
-  // Enough blocks for every multiprocessor, few enough that a table in shared memory serves many candidates.
-  const int64_t blocks_wanted = std::max<int64_t>(1, 4 * limits_.multiprocessors / count_);
+  const u64 scratch_bytes = lay_out_price(shape_, nullptr, &scratch);
+  const EvaluateLaunch shape = evaluate_launch(scratch_bytes);
+  const int64_t warps = shape.threads / kWarp;
+  // As many blocks as the device holds at once: each brings the layer's table over, for all of its candidates.
+  const int64_t blocks_wanted =
+      std::max<int64_t>(1, int64_t{shape.blocks_per_multiprocessor} * limits_.multiprocessors / count_);
 
   int turn = 0;
   for (int64_t first = 0; first < count; first += most, turn ^= 1) {
@@ -689,7 +720,7 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
                                           reinterpret_cast<char*>(half.live_index));
     check("cudaMemcpyAsync",
           cudaMemcpyAsync(device[turn].live_index, half.live_index, in_bytes, cudaMemcpyHostToDevice, stream_));
-    const int64_t blocks = std::min<int64_t>(blocks_wanted, (half.count + static_cast<int64_t>(warps) - 1) / static_cast<int64_t>(warps));
+    const int64_t blocks = std::min(blocks_wanted, (half.count + warps - 1) / warps);
     EvaluateArguments arguments{layers_,
                                 device[turn].candidates,
                                 {live.all_gpus, live.all_gpus == shape_.gpus ? nullptr : device[turn].live_index},
@@ -699,14 +730,13 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
                                 scratch_bytes,
                                 static_cast<i32>(half.count),
                                 count_};
-    if (!scratch_fits) {
-      arguments.scratch = evaluate_scratch_.reserve(scratch_bytes * warps * static_cast<u64>(blocks_wanted * count_));
+    if (!shape.scratch_fits) {
+      arguments.scratch = evaluate_scratch_.reserve(scratch_bytes * static_cast<u64>(warps * blocks_wanted * count_));
     }
-    const auto kernel = table_fits     ? evaluate_kernel<true, true>
-                        : scratch_fits ? evaluate_kernel<false, true>
-                                       : evaluate_kernel<false, false>;
-    const size_t shared = table_fits ? scratch_shared + table_shared : scratch_fits ? scratch_shared : kTeamShared;
-    launch("evaluate_kernel", kernel, grid(blocks, count_), evaluate_threads, shared, stream_, arguments);
+    const auto kernel = shape.table_fits     ? evaluate_kernel<true, true>
+                        : shape.scratch_fits ? evaluate_kernel<false, true>
+                                             : evaluate_kernel<false, false>;
+    launch("evaluate_kernel", kernel, grid(blocks, count_), shape.threads, shape.shared_bytes, stream_, arguments);
     const u64 out_bytes = static_cast<u64>(reinterpret_cast<char*>(half.bad_slot) - reinterpret_cast<char*>(half.terms)) +
                           static_cast<u64>(half.count) * static_cast<u64>(count_) * sizeof(i32);
     check("cudaMemcpyAsync",

@@ -16,7 +16,17 @@ namespace cuda {
 struct DeviceLimits {
   int32_t device = 0;
   int32_t shared_bytes_per_block = 0;  // with opt-in
+  int32_t shared_bytes_per_multiprocessor = 0;
   int32_t multiprocessors = 0;
+};
+
+// How candidates are evaluated, a warp each.
+struct EvaluateLaunch {
+  bool table_fits = false;    // the layer's table lies in shared memory,
+  bool scratch_fits = false;  // and what a warp needs of its own
+  int32_t threads = 0;
+  size_t shared_bytes = 0;
+  int32_t blocks_per_multiprocessor = 1;
 };
 
 class Engine {
@@ -55,6 +65,7 @@ class Engine {
   void enqueue_tables();
   WalkKind walk_kind() const;
   void launch_walks(int64_t until);
+  EvaluateLaunch evaluate_launch(size_t scratch_bytes) const;
   void price_all();
   void lay_out_found();
   void pack_placements();

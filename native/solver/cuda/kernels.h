@@ -16,6 +16,8 @@ namespace cuda {
 // kMostThreads.
 constexpr i32 kTableThreads = 256;
 constexpr i32 kWalkThreads = 128;
+constexpr i32 kPriceThreads = 128;
+constexpr i32 kEvaluateThreads = 896;
 
 static __device__ const NoiseTable kNoise = make_noise_table();
 
@@ -102,15 +104,19 @@ constexpr i32 walk_blocks(WalkKind kind, bool shared) {
 #endif
 }
 
-// As many threads as leave the fewest idle over a scan's [slots][stride] cells; of equals, the fewest.
-inline i32 walk_threads(i32 slots, i32 stride) {
+// Threads of a walk: as many as let the walks of a multiprocessor get on fastest. A scan of [slots][stride] cells takes so
+// many turns, and shared memory and registers hold so many walks; of equals, the fewest threads.
+inline i32 walk_threads(WalkKind kind, i32 slots, i32 stride, i32 walks_by_memory) {
+  const i32 warps = walk_blocks(kind, true) * kWalkThreads / kWarp;
   i32 best = kWarp;
-  i32 least = INT32_MAX;
+  i64 best_turns = INT64_MAX, best_walks = 1;
   for (i32 threads = 2 * kWarp; threads <= kWalkThreads; threads += kWarp) {
     const i32 rows = max_of(threads / stride, 1);
-    const i32 turns = (slots + rows - 1) / rows * ((stride + threads - 1) / threads);
-    if (turns * threads >= least) continue;
-    least = turns * threads;
+    const i64 turns = i64{(slots + rows - 1) / rows} * ((stride + threads - 1) / threads);
+    const i64 walks = max_of(min_of(walks_by_memory, warps / (threads / kWarp)), 1);
+    if (turns * best_walks >= best_turns * walks && best_turns != INT64_MAX) continue;
+    best_turns = turns;
+    best_walks = walks;
     best = threads;
   }
   return best;
@@ -132,16 +138,13 @@ GIMBAL_DEVICE void walk_block(const WalkArguments& a, unsigned char* shared) {
   char* const work = kShared ? reinterpret_cast<char*>(shared + BlockTeam::kSharedBytes) : a.work + blockIdx.x * a.work_bytes;
   Walker walker;
   lay_out_walker(view, kKind == WalkKind::kFirst ? 0 : walk->frontier, work, walk->kept, &walker);
-  i32* const expert = walker.expert;
   const i32 cells = view.slots * view.stride;
   WalkProgress progress = a.progress[blockIdx.x];
   if (progress.steps_done >= 0) {
-    const i32* const paused = walk->expert;
-    team.for_each(cells, [=](i32 j) { expert[j] = paused[j]; });
+    team.copy(cells, static_cast<const i32*>(walk->expert), walker.expert);
   }
   walk_on(team, view, walker, walk->plan, walk->start, a.until, &progress, []() { return false; });
-  i32* const paused = walk->expert;
-  team.for_each(cells, [=](i32 j) { paused[j] = expert[j]; });
+  team.copy(cells, static_cast<const i32*>(walker.expert), walk->expert);
   WalkProgress* const out = a.progress + blockIdx.x;
   team.single([=]() { *out = progress; });
 }
@@ -154,21 +157,22 @@ static __global__ void __launch_bounds__(kWalkThreads, walk_blocks(kKind, kShare
 
 // ---- placements priced
 
-// What pricing needs of memory: the placement, its experts' replicas (or hosts), and the sums by GPU.
+// What pricing needs of memory: the placement, its experts' replicas (`nearest`: their hosts), and the sums by GPU.
 struct PriceScratch {
   i32* placement = nullptr;  // [gpus][slots]
-  i32* ids = nullptr;        // [experts + 1 + gpus * slots]
+  i32* ids = nullptr;        // [experts], or [experts + 1 + gpus * slots]
   i64* load = nullptr;       // [gpus]
   i64* comm = nullptr;       // [gpus]
 };
 
-GIMBAL_SPEC u64 lay_out_price(i32 experts, i32 gpus, i32 slots, char* memory, PriceScratch* scratch) {
-  const u64 cells = static_cast<u64>(gpus) * static_cast<u64>(slots);
+GIMBAL_SPEC u64 lay_out_price(const FineLayer& fine, char* memory, PriceScratch* scratch) {
+  const u64 gpus = static_cast<u64>(fine.gpus);
+  const u64 cells = gpus * static_cast<u64>(fine.slots);
   ArrayLayout layout{memory};
-  layout.place(&scratch->load, static_cast<u64>(gpus));
-  layout.place(&scratch->comm, static_cast<u64>(gpus));
+  layout.place(&scratch->load, gpus);
+  layout.place(&scratch->comm, gpus);
   layout.place(&scratch->placement, cells);
-  layout.place(&scratch->ids, static_cast<u64>(experts) + 1 + cells);
+  layout.place(&scratch->ids, static_cast<u64>(fine.experts) + (fine.nearest ? 1 + cells : 0));
   return layout.bytes;
 }
 
@@ -191,20 +195,24 @@ GIMBAL_DEVICE void unpack(Team& team, const FineLayer& fine, const DevicePlaceme
   const i32 slots = fine.slots;
   const i32 stride = padded_gpus(fine.gpus);
   const i32* const expert = from.expert;
-  const bool packed = from.packed != 0;
-  team.for_each(fine.gpus * slots, [=](i32 m) { to[m] = expert[packed ? m : m % slots * stride + m / slots]; });
+  if (from.packed != 0) {
+    team.copy(fine.gpus * slots, expert, to);
+    return;
+  }
+  team.for_each2(fine.gpus, slots, [=](i32 g, i32 k) { to[g * slots + k] = expert[k * stride + g]; });
 }
 
 struct PriceArguments {
   const DeviceLayer* layers;
   const DevicePlacement* placements;
   FineTerms* terms;  // [placements]; load_max -1 where there was none
-  char* scratch;     // [blocks][scratch_bytes]
+  char* scratch;     // [blocks][scratch_bytes] in global memory; null where it lies in shared memory
   u64 scratch_bytes;
 };
 
 // A placement per block.
-static __global__ void price_kernel(PriceArguments a) {
+template <bool kShared>
+static __global__ void __launch_bounds__(kPriceThreads, 4) price_kernel(PriceArguments a) {
   GIMBAL_DYNAMIC_SHARED(shared);
   const DevicePlacement& from = a.placements[blockIdx.x];
   const DeviceLayer& layer = a.layers[from.layer];
@@ -213,7 +221,8 @@ static __global__ void price_kernel(PriceArguments a) {
   terms.load_max = -1;
   if (from.value == nullptr || *from.value != INT64_MAX) {
     PriceScratch scratch;
-    lay_out_price(layer.fine.experts, layer.fine.gpus, layer.fine.slots, a.scratch + blockIdx.x * a.scratch_bytes, &scratch);
+    char* const own = kShared ? reinterpret_cast<char*>(shared + BlockTeam::kSharedBytes) : a.scratch + blockIdx.x * a.scratch_bytes;
+    lay_out_price(layer.fine, own, &scratch);
     unpack(team, layer.fine, from, scratch.placement);
     terms = price(team, layer.fine, layer.view.held, scratch.placement, scratch);
   }
@@ -231,7 +240,7 @@ static __global__ void hold_kernel(DeviceLayer* layers, const u8* held, const i3
   const u8* const own_held = held + blockIdx.x * static_cast<i64>(fine.experts) * layer.view.stride;
   const i32* const own_start = start + blockIdx.x * static_cast<i64>(fine.gpus) * fine.slots;
   PriceScratch scratch;
-  lay_out_price(fine.experts, fine.gpus, fine.slots, scratch_memory + blockIdx.x * scratch_bytes, &scratch);
+  lay_out_price(fine, scratch_memory + blockIdx.x * scratch_bytes, &scratch);
   const FineTerms terms = price(team, fine, own_held, own_start, scratch);
   team.single([&]() {
     layer.held = layer.view.held = own_held;
@@ -323,7 +332,7 @@ struct EvaluateArguments {
 };
 
 template <bool kTableShared, bool kScratchShared>
-static __global__ void __launch_bounds__(kTableThreads, 2) evaluate_kernel(EvaluateArguments a) {
+static __global__ void __launch_bounds__(kEvaluateThreads) evaluate_kernel(EvaluateArguments a) {
   GIMBAL_DYNAMIC_SHARED(shared);
   const DeviceLayer& layer = a.layers[blockIdx.y];
   FineLayer fine = layer.fine;
@@ -339,10 +348,8 @@ static __global__ void __launch_bounds__(kTableThreads, 2) evaluate_kernel(Evalu
     layout.place(&comm, static_cast<u64>(fine.gpus) * static_cast<u64>(fine.experts));
     layout.place(&expert_tokens, static_cast<u64>(fine.experts));
     memory += layout.bytes;
-    const i64* const comm_from = fine.comm;
-    const i64* const tokens_from = fine.expert_tokens;
-    block.for_each(fine.gpus * fine.experts, [=](i32 i) { comm[i] = comm_from[i]; });
-    block.for_each(fine.experts, [=](i32 e) { expert_tokens[e] = tokens_from[e]; });
+    block.copy(fine.gpus * fine.experts, fine.comm, comm);
+    block.copy(fine.experts, fine.expert_tokens, expert_tokens);
     fine.comm = comm;
     fine.expert_tokens = expert_tokens;
   }
@@ -350,7 +357,7 @@ static __global__ void __launch_bounds__(kTableThreads, 2) evaluate_kernel(Evalu
   const u64 grid_warp = (static_cast<u64>(blockIdx.y) * gridDim.x + blockIdx.x) * static_cast<u64>(warps) + static_cast<u64>(warp);
   char* const own = kScratchShared ? memory + static_cast<u64>(warp) * a.scratch_bytes : a.scratch + grid_warp * a.scratch_bytes;
   PriceScratch scratch;
-  lay_out_price(fine.experts, fine.gpus, fine.slots, own, &scratch);
+  lay_out_price(fine, own, &scratch);
   const i64 width = static_cast<i64>(a.live.all_gpus) * fine.slots;
   GIMBAL_ROLLED
   for (i32 c = static_cast<i32>(blockIdx.x) * warps + warp; c < a.candidate_count; c += static_cast<i32>(gridDim.x) * warps) {

@@ -31,8 +31,12 @@ struct Arrays {
   RowTotals* row_totals;  // [rows], of the odd ones
   i32* visits;     // [planes * rows * columns]
   i32* mirror;     // the same: what others wrote, read in the opposite order
+  i32* copied;     // the same: the values
+  i32* ids;        // the same: the values as ids below kIds
+  i32* tallies;    // [kIds], clear
   i32* tickets;    // [1]
 };
+constexpr i32 kIds = 7;
 
 template <class Team>
 void work(Team& team, const Arrays& given) {
@@ -41,6 +45,8 @@ void work(Team& team, const Arrays& given) {
   const i32 plane = a.rows * a.columns;
   // Whatever a primitive writes, every thread sees when it returns.
   const auto look = [&](const i32* from, i32 n) { team.for_each(n, [=](i32 i) { a.mirror[i] = from[n - 1 - i]; }); };
+  team.copy(count, a.values, a.mirror);
+  team.for_each(count, [=](i32 i) { a.copied[count - 1 - i] = a.mirror[count - 1 - i]; });
   team.for_each(count, [=](i32 i) { a.visits[i] = 1; });
   look(a.visits, count);
   team.for_each2(a.rows, a.columns, [=](i32 r, i32 c) { a.visits[r * a.columns + c] += 10; });
@@ -50,6 +56,9 @@ void work(Team& team, const Arrays& given) {
   look(a.visits, count);
   team.for_each3(a.rows, a.planes, a.columns, [=](i32 r, i32 p, i32 c) { a.visits[p * plane + r * a.columns + c] += 10000; });
   look(a.visits, count);
+  team.for_each(count, [=](i32 i) { a.ids[i] = static_cast<i32>(static_cast<u32>(a.values[i]) % kIds); });
+  team.tally(count, a.ids, a.tallies);
+  look(a.tallies, min_of(kIds, count));
   team.for_each_shared(count, [=](i32 i) { Team::add(a.tickets, i % 3); });
   look(a.tickets, 1);
   const i64 wide = team.sum(count, [=](i32 i) { return i64{a.values[i]} << 20; });
@@ -140,7 +149,9 @@ void check_team(Random& random, i32 planes, i32 rows, i32 columns, int threads) 
   i32* const given = on_device<i32>(count);
   REQUIRE(cudaMemcpy(given, values.data(), count * sizeof(i32), cudaMemcpyHostToDevice) == cudaSuccess);
   Arrays a{given, planes, rows, columns, on_device<i64>(4), on_device<Best>(3), on_device<Best>(static_cast<size_t>(rows)),
-           on_device<RowTotals>(static_cast<size_t>(rows)), on_device<i32>(count), on_device<i32>(count), on_device<i32>(1)};
+           on_device<RowTotals>(static_cast<size_t>(rows)), on_device<i32>(count), on_device<i32>(count), on_device<i32>(count),
+           on_device<i32>(count), on_device<i32>(kIds), on_device<i32>(1)};
+  REQUIRE(cudaMemset(a.tallies, 0, kIds * sizeof(i32)) == cudaSuccess);
   REQUIRE(cudaMemset(a.row_totals, 0x55, static_cast<size_t>(rows) * sizeof(RowTotals)) == cudaSuccess);
   REQUIRE(cudaMemset(a.tickets, 0, sizeof(i32)) == cudaSuccess);
   void* parameters[] = {&a};
@@ -178,9 +189,14 @@ void check_team(Random& random, i32 planes, i32 rows, i32 columns, int threads) 
   const auto before = [&](size_t i) { return i < static_cast<size_t>(rows * columns) ? 11111 : 10001; };
   for (size_t i = 0; i < count; ++i) CHECK(visits[i] == before(i) + (i < 64 ? 11111 - 22222 / 2 : 0));
   CHECK(fetch(a.tickets, 1)[0] == tickets);
+  CHECK(fetch(a.copied, count) == values);
+  std::vector<i32> tallies(kIds, 0);
+  for (const i32 v : values) ++tallies[static_cast<u32>(v) % kIds];
+  CHECK(fetch(a.tallies, kIds) == tallies);
   for (void* at : {static_cast<void*>(given), static_cast<void*>(a.sums), static_cast<void*>(a.bests),
                    static_cast<void*>(a.row_best), static_cast<void*>(a.row_totals), static_cast<void*>(a.visits),
-                   static_cast<void*>(a.mirror), static_cast<void*>(a.tickets)}) {
+                   static_cast<void*>(a.mirror), static_cast<void*>(a.copied), static_cast<void*>(a.ids),
+                   static_cast<void*>(a.tallies), static_cast<void*>(a.tickets)}) {
     REQUIRE(cudaFree(at) == cudaSuccess);
   }
 }

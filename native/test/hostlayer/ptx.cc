@@ -36,6 +36,7 @@ struct Cost {
 
 constexpr int kArithmeticLatency = 5;
 constexpr int kSharedLatency = 30;
+constexpr int kFirstLevelLatency = 40;
 constexpr int kGlobalLatency = 260;  // from the second-level cache
 constexpr int kAtomicLatency = 60;
 constexpr int kExchangeLatency = 25;
@@ -68,7 +69,10 @@ Cost cost_of(const PtxInstruction& i) {
     case PtxOp::kShl:
     case PtxOp::kShr:
       return integer(wide ? 2 : 1);
+    case PtxOp::kPermute:
+      return integer(1);
     case PtxOp::kBfi:
+    case PtxOp::kBfe:
       return integer(wide ? 4 : 2);
     case PtxOp::kReverse:
     case PtxOp::kLeadingZeros:
@@ -134,6 +138,7 @@ struct Counts {
   int64_t launches = 0;
   int64_t blocks = 0;
   int64_t threads = 0;
+  int64_t shared_bytes = 0;           // of a block, the most that a launch asked for
   std::vector<int64_t> executed;      // [code]: by a warp, however many of its lanes
   std::vector<int64_t> lanes;         // [code]: the lanes that took part
   std::vector<int64_t> spent;         // [code]: cycles of warps in the basic block that begins here, waiting not counted
@@ -337,10 +342,11 @@ class Block {
     }
   }
 
-  // A load that could be from anywhere, and is from shared memory.
-  bool is_elsewhere(Warp32& w, const PtxInstruction& i, uint32_t doing) const {
-    if (i.op != PtxOp::kLoad || i.space != PtxSpace::kGeneric || doing == 0) return false;
-    return world.memory.in_shared(lane_of(w, i.in[0])[__builtin_ctz(doing)]);
+  // By where the load is from, not by what its opcode leaves open. The program's own small tables stay in the first-level cache.
+  int64_t load_latency(Warp32& w, const PtxInstruction& i, uint32_t doing) const {
+    const uintptr_t at = lane_of(w, i.in[0])[__builtin_ctz(doing)] + static_cast<uint64_t>(i.offset);
+    if (i.space == PtxSpace::kShared || world.memory.in_shared(at)) return kSharedLatency;
+    return is_global(at, 1) ? kFirstLevelLatency : kGlobalLatency;
   }
 
   static bool reads_predicate(const PtxInstruction& i) { return i.op == PtxOp::kSelp || i.op == PtxOp::kBallot; }
@@ -367,7 +373,7 @@ class Block {
       if (p >= 0) start = std::max(start, w.predicate_ready[static_cast<size_t>(p)]);
     }
     if (reads_predicate(i)) start = std::max(start, w.predicate_ready[static_cast<size_t>(i.predicate)]);
-    const int64_t done = start + (is_elsewhere(w, i, doing) ? kSharedLatency : cost.latency);
+    const int64_t done = start + (i.op == PtxOp::kLoad && doing != 0 ? load_latency(w, i, doing) : cost.latency);
     w.block_issued += cost.issue;
     for (const int32_t r : i.out) {
       if (r >= 0) w.register_ready[static_cast<size_t>(r)] = done;
@@ -587,6 +593,24 @@ class Block {
       }
       case PtxOp::kPopulation:
         return apply<U>(w, i, doing, [](U a, U, U) { return static_cast<uint32_t>(__builtin_popcountll(a)); });
+      case PtxOp::kBfe:
+        return apply<uint64_t>(w, i, doing, [=](uint64_t a, uint64_t at, uint64_t length) {
+          const int from = std::min<int>(static_cast<int>(at & 0xff), kBits);
+          const int bits = std::min<int>(static_cast<int>(length & 0xff), kBits - from);
+          const uint64_t field = from == kBits ? 0 : (a & mask_of(kBits)) >> from & mask_of(bits);
+          return unsigned_of(static_cast<T>(std::is_signed<T>::value && bits > 0 ? sign_extended(field, bits) : static_cast<int64_t>(field)));
+        });
+      case PtxOp::kPermute:  // four bytes out of the eight of two words, each by a digit; its top bit asks for the sign alone
+        return apply<uint64_t>(w, i, doing, [](uint64_t a, uint64_t b, uint64_t digits) {
+          const uint64_t bytes = (b & 0xffffffffu) << 32 | (a & 0xffffffffu);
+          uint32_t result = 0;
+          for (int n = 0; n < 4; ++n) {
+            const uint32_t digit = static_cast<uint32_t>(digits >> 4 * n) & 15;
+            const uint32_t byte = static_cast<uint32_t>(bytes >> 8 * (digit & 7)) & 255;
+            result |= ((digit & 8) != 0 ? ((byte & 128) != 0 ? 255u : 0u) : byte) << 8 * n;
+          }
+          return result;
+        });
       case PtxOp::kBfi: {
         const uint64_t* const length = lane_of(w, i.in[3]);
         const uint64_t bits = length[__builtin_ctz(doing)] & 0xff;  // the compiler knows positions and lengths
@@ -831,6 +855,7 @@ cudaError_t PtxProgram::run(const std::string& kernel, const Launch& launch) {
   }
   Impl::Entry& entry = at->second;
   ++entry.counts.launches;
+  entry.counts.shared_bytes = std::max(entry.counts.shared_bytes, static_cast<int64_t>(launch.shared_bytes));
   Block block(*entry.kernel, impl_->code.globals, entry.costs, launch, &entry.counts);
   try {
     for (unsigned z = 0; z < launch.grid.z; ++z) {
@@ -928,6 +953,7 @@ std::string PtxProgram::report() const {
     hottest.add_raw("costs", costs_of(entry.costs, begin, end, nullptr).text());
     Json kernel;
     kernel.add_raw("kernel", '"' + name + '"').add("launches", c.launches).add("blocks", c.blocks).add("threads", c.threads);
+    kernel.add("sharedBytes", c.shared_bytes);
     kernel.add("sharedWavefronts", c.shared_wavefronts).add("globalSectors", c.global_sectors);
     kernel.add("cycles", c.cycles).add("mostCycles", c.most_cycles);
     kernel.add_raw("executed", costs_of(entry.costs, 0, length, &c.executed).text());

@@ -13,7 +13,7 @@ namespace hostlayer {
 
 enum class PtxOp : uint8_t {
   kMov, kAdd, kSub, kMul, kMulHigh, kMulWide, kMad, kMadWide, kDiv, kRem, kMin, kMax, kNeg, kNot, kAnd, kOr, kXor, kShl, kShr,
-  kBfi, kReverse, kLeadingZeros, kFindTop, kPopulation, kSelp, kSetp, kCvt, kPack, kUnpack, kToShared, kFromShared,
+  kBfi, kBfe, kPermute, kReverse, kLeadingZeros, kFindTop, kPopulation, kSelp, kSetp, kCvt, kPack, kUnpack, kToShared, kFromShared,
   kMovPred, kNotPred, kAndPred, kOrPred, kXorPred,
   kLoad, kStore, kLoadParam, kAtomicAdd, kAtomicExchange,
   kShuffleXor, kBallot, kReduceMin, kReduceMax, kReduceAdd, kReduceAnd, kReduceOr,

@@ -282,9 +282,9 @@ class Parser {
     kernel_->code.push_back(i);
   }
 
-  // ".reg .b64 %rd<37>" or ".reg .b64 %tmp"
+  // ".reg .b64 %rd<37>", ".reg .b64 %tmp" or ".reg .b32 tmp"
   void declare(const std::string& text, int line) {
-    const size_t name_at = text.find('%');
+    const size_t name_at = text.find_last_of(" \t") + 1;
     const size_t end = text.find('<');
     const std::string name = text.substr(name_at, end == std::string::npos ? end : end - name_at);
     const std::string kind = trimmed(text.substr(4, name_at - 4));
@@ -314,7 +314,6 @@ class Parser {
   }
 
   bool is_register(const std::string& name, int* bits) const {
-    if (name.empty() || name[0] != '%') return false;
     size_t end = name.size();
     while (end > 1 && std::strchr("0123456789", name[end - 1]) != nullptr) --end;
     const auto at = prefixes_.find(name.substr(0, end));
@@ -357,6 +356,7 @@ class Parser {
     char* end = nullptr;
     const uint64_t value = text[0] == '-' ? static_cast<uint64_t>(std::strtoll(text.c_str(), &end, 0))
                                           : std::strtoull(text.c_str(), &end, 0);
+    if (*end == 'U') ++end;
     if (text.empty() || *end != '\0') refuse(line, "unknown operand " + text);
     return constant(value);
   }
@@ -450,6 +450,11 @@ class Parser {
       i->find = true;
     } else if (op == "bfi") {
       plain(PtxOp::kBfi, operands, 4, i);
+    } else if (op == "bfe") {
+      plain(PtxOp::kBfe, operands, 3, i);
+    } else if (op == "prmt") {
+      if (m.words.size() > 0) refuse(i->line, "unknown mode of prmt");
+      plain(PtxOp::kPermute, operands, 3, i);
     } else if (op == "mov") {
       decode_mov(m, operands, i);
     } else if (op == "selp") {
