@@ -66,6 +66,7 @@ export interface NativePlan {
   forcedMigrations: number;
   backend: BackendName;
   backendDetail: string;
+  backendReason?: string;
   seed: bigint;
   walkers: number;
   rounds: number;

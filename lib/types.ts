@@ -111,6 +111,8 @@ export interface Plan {
   backend: BackendName;
   /** What the backend chose by itself, e.g. the vector width of the CPU. */
   backendDetail: string;
+  /** Under `auto`, where no GPU was taken: why not. */
+  backendReason?: string;
   seed: number | bigint;
   walkers: number;
   rounds: number;

@@ -8,6 +8,7 @@ const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
+const { runSuite } = require('./cuda-suite.cjs');
 
 const ROOT = path.join(__dirname, '..');
 const ADDON = path.join(ROOT, 'build', 'Release', 'gimbal.node');
@@ -78,21 +79,16 @@ function runNativeTests() {
   const build = ['--build', NATIVE_BUILD, '--parallel', jobs, '--target', ...targets];
   if (run('cmake', build).status !== 0) return { passed: 0, failed: 1, skipped: 0 };
   const results = [runDoctest('gimbal_native_tests'), runDoctest(HOSTLAYER_TESTS)];
-  for (const plugin of HOSTLAYER_PLUGINS) {
-    console.log(`the CUDA backend on a CPU, by ${plugin}`);
-    const env = { ...process.env, GIMBAL_CUDA_PLUGIN: path.join(NATIVE_BUILD, `${plugin}.so`) };
-    results.push(runDoctest('gimbal_native_tests', ['--test-case=batch*'], env));
-  }
+  results.push(runSuite(false));
   return results.reduce((a, b) => ({
     passed: a.passed + b.passed,
     failed: a.failed + b.failed,
-    skipped: a.skipped,
+    skipped: a.skipped + b.skipped,
   }));
 }
 
-/** Runs one test program. Cases that its arguments leave out are not counted as skipped. */
-function runDoctest(program, args = [], env = process.env) {
-  const tests = run(path.join(NATIVE_BUILD, program), args, { stdio: 'pipe', encoding: 'utf8', env });
+function runDoctest(program) {
+  const tests = run(path.join(NATIVE_BUILD, program), [], { stdio: 'pipe', encoding: 'utf8' });
   process.stdout.write(tests.stdout + tests.stderr);
   const counts = /test cases:\s+\d+\s+\|\s+(\d+) passed\s+\|\s+(\d+) failed\s+\|\s+(\d+) skipped/.exec(
     tests.stdout,
@@ -102,7 +98,7 @@ function runDoctest(program, args = [], env = process.env) {
   return {
     passed,
     failed: tests.status === 0 ? failed : Math.max(1, failed),
-    skipped: args.length === 0 ? skipped : 0,
+    skipped,
   };
 }
 

@@ -10,14 +10,14 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { type BenchResult, type Check, DEFAULT_SEED, type RunOptions, type Table } from '../harness.js';
 import { SHAPES, type ShapeName } from '../workloads.js';
-import { ARCHITECTURES, type Architecture, type Device, DEVICES, ISSUED_PER_CLOCK } from './machines.js';
+import { ARCHITECTURES, type Architecture, DEVICES, type Device, ISSUED_PER_CLOCK } from './machines.js';
 import { type KernelCounts, type ModelledKernel, modelKernel, modelPlan } from './model.js';
 import type { SampleJob } from './sample.js';
 import {
   blocksPerMultiprocessor,
   findNvcc,
-  kernelName,
   type KernelResources,
+  kernelName,
   ptxFile,
   resources,
 } from './toolchain.js';
@@ -39,7 +39,9 @@ const PLANS: { shape: ShapeName; nodes: number }[] = [
 const WALKERS = 64;
 const CANDIDATES = 4096;
 /** Of the stated shape in one of the engine's staging buffers (kCandidateBytes in engine.cu). */
-const CANDIDATES_PER_LAUNCH = Math.floor(2 ** 24 / (SHAPES[STATED].layers * SHAPES[STATED].gpus * SHAPES[STATED].slotsPerGpu * 4));
+const CANDIDATES_PER_LAUNCH = Math.floor(
+  2 ** 24 / (SHAPES[STATED].layers * SHAPES[STATED].gpus * SHAPES[STATED].slotsPerGpu * 4),
+);
 /** The kernels that the bounds' stream runs beside the walks. */
 const BESIDE = ['bound'];
 const PLAN_LIMIT_MS = 2;
@@ -60,15 +62,23 @@ export interface Budgets {
 
 export interface Costs {
   nvcc: string;
-  resources: { architecture: Architecture; kernels: (KernelResources & { threads: number; sharedBytes: number; blocks: number })[] }[];
-  plans: { shape: ShapeName; counts: KernelCounts[]; devices: { device: Device; kernels: ModelledKernel[]; ms: number }[] }[];
+  resources: {
+    architecture: Architecture;
+    kernels: (KernelResources & { threads: number; sharedBytes: number; blocks: number })[];
+  }[];
+  plans: {
+    shape: ShapeName;
+    counts: KernelCounts[];
+    devices: { device: Device; kernels: ModelledKernel[]; ms: number }[];
+  }[];
   evaluation: { device: Device; kernel: ModelledKernel; rooflineMs: number }[];
 }
 
 export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
   const found = findNvcc();
   const notes = 'reason' in found ? [`skipped: ${found.reason}`] : [];
-  if (!existsSync(HOSTLAYER)) notes.push('skipped: the kernels are not executed (npm test builds the host execution layer)');
+  if (!existsSync(HOSTLAYER))
+    notes.push('skipped: the kernels are not executed (npm test builds the host execution layer)');
   if ('reason' in found) return { name, question, seed, small, tables: [], checks: [], notes };
   const costs = await measure(seed, small);
   notes.push(
@@ -78,7 +88,15 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   );
   const tables = [resourceTable(costs), ...costs.plans.map(planTable)];
   if (costs.evaluation.length > 0) tables.push(evaluationTable(costs));
-  return { name, question, seed, small, tables, checks: [...budgetChecks(costs, readBudgets()), ...targetChecks(costs)], notes };
+  return {
+    name,
+    question,
+    seed,
+    small,
+    tables,
+    checks: [...budgetChecks(costs, readBudgets()), ...targetChecks(costs)],
+    notes,
+  };
 }
 
 export async function measure(seed: number, small: boolean): Promise<Costs> {
@@ -89,7 +107,8 @@ export async function measure(seed: number, small: boolean): Promise<Costs> {
   const compiled = new Map<string, KernelResources[]>();
   const queue = [...architectures];
   const worker = async () => {
-    for (let next = queue.shift(); next !== undefined; next = queue.shift()) compiled.set(next.name, await resources(next));
+    for (let next = queue.shift(); next !== undefined; next = queue.shift())
+      compiled.set(next.name, await resources(next));
   };
   await Promise.all([worker(), worker()]);
   const plans: Costs['plans'] = [];
@@ -97,7 +116,11 @@ export async function measure(seed: number, small: boolean): Promise<Costs> {
   const executes = existsSync(HOSTLAYER);
   if (executes) {
     for (const { shape, nodes } of small ? PLANS.slice(1, 2) : PLANS) {
-      plans.push({ shape, counts: await count({ shape, nodes, seed, layers: 1, walkers: small ? 4 : WALKERS }, 132), devices: [] });
+      plans.push({
+        shape,
+        counts: await count({ shape, nodes, seed, layers: 1, walkers: small ? 4 : WALKERS }, 132),
+        devices: [],
+      });
     }
     // One layer's part of a launch: a staging buffer of candidates, over the two multiprocessors that are a layer's share.
     const candidates = small ? 64 : CANDIDATES_PER_LAUNCH;
@@ -106,11 +129,15 @@ export async function measure(seed: number, small: boolean): Promise<Costs> {
   const all = [...plans.flatMap(({ counts }) => counts), ...evaluated];
   const costs: Costs = { nvcc: found.version, resources: [], plans, evaluation: [] };
   for (const architecture of architectures) {
-    costs.resources.push({ architecture, kernels: await withBlocks(architecture, compiled.get(architecture.name)!, plans, evaluated) });
+    costs.resources.push({
+      architecture,
+      kernels: await withBlocks(architecture, compiled.get(architecture.name)!, plans, evaluated),
+    });
   }
   if (!executes || small) return costs;
   for (const plan of plans) {
-    for (const device of DEVICES) plan.devices.push(await modelOnePlan(device, plan.shape, plan.counts, compiled));
+    for (const device of DEVICES)
+      plan.devices.push(await modelOnePlan(device, plan.shape, plan.counts, compiled));
   }
   for (const device of DEVICES) costs.evaluation.push(await modelEvaluation(device, all, compiled));
   return costs;
@@ -121,17 +148,21 @@ async function count(job: SampleJob, multiprocessors: number): Promise<KernelCou
   const folder = mkdtempSync(join(tmpdir(), 'gimbal-kernels-'));
   try {
     const report = join(folder, 'report.json');
-    await promisify(execFile)(process.execPath, ['--import', 'tsx', join(__dirname, 'sample.ts'), JSON.stringify(job)], {
-      cwd: ROOT,
-      env: {
-        ...process.env,
-        GIMBAL_CUDA_PLUGIN: HOSTLAYER,
-        HOSTLAYER_PTX: await ptxFile(ARCHITECTURES.find(({ name }) => name === 'sm_90')!),
-        HOSTLAYER_PTX_REPORT: report,
-        HOSTLAYER_SMS: String(multiprocessors),
-        HOSTLAYER_SHARED_KB: '227',
+    await promisify(execFile)(
+      process.execPath,
+      ['--import', 'tsx', join(__dirname, 'sample.ts'), JSON.stringify(job)],
+      {
+        cwd: ROOT,
+        env: {
+          ...process.env,
+          GIMBAL_CUDA_PLUGIN: HOSTLAYER,
+          HOSTLAYER_PTX: await ptxFile(ARCHITECTURES.find(({ name }) => name === 'sm_90')!),
+          HOSTLAYER_PTX_REPORT: report,
+          HOSTLAYER_SMS: String(multiprocessors),
+          HOSTLAYER_SHARED_KB: '227',
+        },
       },
-    });
+    );
     const counts: KernelCounts[] = JSON.parse(readFileSync(report, 'utf8'));
     return counts.map((kernel) => ({ ...kernel, kernel: kernelName(kernel.kernel) }));
   } finally {
@@ -140,22 +171,41 @@ async function count(job: SampleJob, multiprocessors: number): Promise<KernelCou
 }
 
 /** Threads and shared memory of a kernel at the stated shape, where it was seen; else what it has at every shape. */
-async function withBlocks(architecture: Architecture, kernels: KernelResources[], plans: Costs['plans'], evaluated: KernelCounts[]) {
+async function withBlocks(
+  architecture: Architecture,
+  kernels: KernelResources[],
+  plans: Costs['plans'],
+  evaluated: KernelCounts[],
+) {
   const seen = [...(plans.find(({ shape }) => shape === STATED)?.counts ?? []), ...evaluated];
   const launches = kernels.map((kernel) => {
     const launch = seen.find((counts) => counts.kernel === kernel.kernel);
     // A walk in shared memory needs as much of it whatever its kind; one in global memory a team's partial results.
-    const like = launch ?? (/^walk<\d,1>$/.test(kernel.kernel) ? seen.find((counts) => counts.kernel === 'walk<0,1>') : undefined);
-    const threads = like === undefined ? (kernel.kernel.startsWith('walk') ? 96 : 256) : like.threads / like.blocks;
+    const like =
+      launch ??
+      (/^walk<\d,1>$/.test(kernel.kernel) ? seen.find((counts) => counts.kernel === 'walk<0,1>') : undefined);
+    const threads =
+      like === undefined ? (kernel.kernel.startsWith('walk') ? 96 : 256) : like.threads / like.blocks;
     return { ...kernel, threads, sharedBytes: like?.sharedBytes ?? 512 };
   });
   const blocks = await blocksPerMultiprocessor(
-    launches.map(({ registers, threads, sharedBytes }) => ({ architecture, registers, threads, sharedBytes })),
+    launches.map(({ registers, threads, sharedBytes }) => ({
+      architecture,
+      registers,
+      threads,
+      sharedBytes,
+    })),
   );
   return launches.map((launch, n) => ({ ...launch, blocks: blocks[n]! }));
 }
 
-async function modelAll(device: Device, counts: KernelCounts[], compiled: Map<string, KernelResources[]>, scale: (counts: KernelCounts) => number, leastBytes: (kernel: string) => number) {
+async function modelAll(
+  device: Device,
+  counts: KernelCounts[],
+  compiled: Map<string, KernelResources[]>,
+  scale: (counts: KernelCounts) => number,
+  leastBytes: (kernel: string) => number,
+) {
   const kernels = compiled.get(device.architecture.name)!;
   const own = counts.map((kernel) => kernels.find((k) => k.kernel === kernel.kernel)!);
   const blocks = await blocksPerMultiprocessor(
@@ -177,9 +227,20 @@ async function modelAll(device: Device, counts: KernelCounts[], compiled: Map<st
   );
 }
 
-async function modelOnePlan(device: Device, shape: ShapeName, counts: KernelCounts[], compiled: Map<string, KernelResources[]>) {
+async function modelOnePlan(
+  device: Device,
+  shape: ShapeName,
+  counts: KernelCounts[],
+  compiled: Map<string, KernelResources[]>,
+) {
   const { layers, experts, gpus, slotsPerGpu } = SHAPES[shape];
-  const kernels = await modelAll(device, counts, compiled, () => layers, () => 0);
+  const kernels = await modelAll(
+    device,
+    counts,
+    compiled,
+    () => layers,
+    () => 0,
+  );
   // One source DP rank on each GPU.
   const tokensBytes = layers * gpus * experts * 4;
   const placementBytes = layers * gpus * slotsPerGpu * 4;
@@ -195,7 +256,11 @@ async function modelOnePlan(device: Device, shape: ShapeName, counts: KernelCoun
 const LEAST_PER_SLOT = 2 * 19 + 3 + 4 + 4 + 3 + 2;
 const LEAST_PER_EXPERT = 3;
 
-async function modelEvaluation(device: Device, counts: KernelCounts[], compiled: Map<string, KernelResources[]>) {
+async function modelEvaluation(
+  device: Device,
+  counts: KernelCounts[],
+  compiled: Map<string, KernelResources[]>,
+) {
   const { layers, experts, gpus, slotsPerGpu } = SHAPES[STATED];
   const slots = gpus * slotsPerGpu;
   const bytes = layers * CANDIDATES * (slots * 4 + 36);
@@ -252,13 +317,28 @@ function planTable({ shape, counts, devices }: Costs['plans'][number]): Table {
     [device.name, 'whole plan', '', '', '', '', '', '', Number(ms.toFixed(3))],
   ]);
   if (rows.length > 0) {
-    const columns = ['device', 'kernel', 'blocks', 'per MP', 'issue ms', 'shared ms', 'cache ms', 'waiting ms', 'modelled ms'];
+    const columns = [
+      'device',
+      'kernel',
+      'blocks',
+      'per MP',
+      'issue ms',
+      'shared ms',
+      'cache ms',
+      'waiting ms',
+      'modelled ms',
+    ];
     return { title: `modelled: ${SHAPES[shape].name}, ${WALKERS} walkers a layer`, columns, rows };
   }
   return {
     title: `executed: ${SHAPES[shape].name}, one layer`,
     columns: ['kernel', 'blocks', 'instructions a block', 'hottest stretch'],
-    rows: counts.map((k) => [label(k.kernel), k.blocks, Math.round(k.executed.issue / k.blocks), k.hottest.instructions]),
+    rows: counts.map((k) => [
+      label(k.kernel),
+      k.blocks,
+      Math.round(k.executed.issue / k.blocks),
+      k.hottest.instructions,
+    ]),
   };
 }
 
@@ -266,10 +346,22 @@ function evaluationTable({ evaluation }: Costs): Table {
   const { layers, name: shape } = SHAPES[STATED];
   return {
     title: `modelled: evaluation of ${CANDIDATES} candidates × ${layers} layers, ${shape}`,
-    columns: ['device', 'issue ms', 'shared ms', 'cache ms', 'memory ms', 'waiting ms', 'modelled ms', 'roofline ms', 'M layer evaluations/s'],
+    columns: [
+      'device',
+      'issue ms',
+      'shared ms',
+      'cache ms',
+      'memory ms',
+      'waiting ms',
+      'modelled ms',
+      'roofline ms',
+      'M layer evaluations/s',
+    ],
     rows: evaluation.map(({ device, kernel: k, rooflineMs }) => [
       device.name,
-      ...[k.issueMs, k.sharedMs, k.cacheMs, k.memoryMs, k.waitingMs, k.ms, rooflineMs].map((time) => Number(time.toFixed(4))),
+      ...[k.issueMs, k.sharedMs, k.cacheMs, k.memoryMs, k.waitingMs, k.ms, rooflineMs].map((time) =>
+        Number(time.toFixed(4)),
+      ),
       Math.round((layers * CANDIDATES) / k.ms / 1e3),
     ]),
   };
@@ -303,12 +395,21 @@ export function readBudgets(): Budgets {
 export function budgetChecks(costs: Costs, budgets: Budgets): Check[] {
   const checks: Check[] = [];
   const add = (target: string, worse: string[]) => {
-    checks.push({ target, measured: worse.length === 0 ? 'so it is' : worse.join('; '), pass: worse.length === 0, kind: 'quality' });
+    checks.push({
+      target,
+      measured: worse.length === 0 ? 'so it is' : worse.join('; '),
+      pass: worse.length === 0,
+      kind: 'quality',
+    });
   };
-  const each = costs.resources.flatMap(({ architecture, kernels }) => kernels.map((kernel) => ({ architecture, ...kernel })));
+  const each = costs.resources.flatMap(({ architecture, kernels }) =>
+    kernels.map((kernel) => ({ architecture, ...kernel })),
+  );
   add(
     'no kernel spills registers or needs a stack',
-    each.filter((k) => k.spilledBytes + k.stackBytes > 0).map((k) => `${label(k.kernel)} on ${k.architecture.name}: ${k.spilledBytes} bytes`),
+    each
+      .filter((k) => k.spilledBytes + k.stackBytes > 0)
+      .map((k) => `${label(k.kernel)} on ${k.architecture.name}: ${k.spilledBytes} bytes`),
   );
   add(
     'every kernel runs where its shared memory fits',
@@ -322,8 +423,12 @@ export function budgetChecks(costs: Costs, budgets: Budgets): Check[] {
   for (const { kernel, architecture, registers, blocks } of each) {
     const budget = budgets.resources[architecture.name]?.[kernel];
     if (budget === undefined) worse.push(`${label(kernel)} on ${architecture.name} has no budget`);
-    else if (registers > budget.registers) worse.push(`${label(kernel)} on ${architecture.name}: ${registers} registers, ${budget.registers} before`);
-    else if (blocks < budget.blocks && costs.plans.length > 0) worse.push(`${label(kernel)} on ${architecture.name}: ${blocks} blocks, ${budget.blocks} before`);
+    else if (registers > budget.registers)
+      worse.push(
+        `${label(kernel)} on ${architecture.name}: ${registers} registers, ${budget.registers} before`,
+      );
+    else if (blocks < budget.blocks && costs.plans.length > 0)
+      worse.push(`${label(kernel)} on ${architecture.name}: ${blocks} blocks, ${budget.blocks} before`);
   }
   add('registers and blocks within budget', worse);
   if (costs.plans.length === 0) return checks;
@@ -331,7 +436,10 @@ export function budgetChecks(costs: Costs, budgets: Budgets): Check[] {
     'hottest stretches of code within budget',
     Object.entries(now.hottest)
       .filter(([kernel, instructions]) => !(instructions <= (budgets.hottest[kernel] ?? 0)))
-      .map(([kernel, instructions]) => `${label(kernel)}: ${instructions} instructions, ${budgets.hottest[kernel]} before`),
+      .map(
+        ([kernel, instructions]) =>
+          `${label(kernel)}: ${instructions} instructions, ${budgets.hottest[kernel]} before`,
+      ),
   );
   if (costs.evaluation.length === 0) return checks;
   add(

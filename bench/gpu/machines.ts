@@ -21,7 +21,13 @@ export interface Architecture {
 
 const KIB = 1024;
 
-function architecture(major: number, minor: number, maxWarps: number, maxBlocks: number, sharedKib: number): Architecture {
+function architecture(
+  major: number,
+  minor: number,
+  maxWarps: number,
+  maxBlocks: number,
+  sharedKib: number,
+): Architecture {
   const reservedSharedBytes = major >= 8 ? KIB : 0;
   return {
     name: `sm_${major}${minor}`,

@@ -4,7 +4,14 @@
  * had for less, and waiting (chains of results and latencies, with as many blocks side by side as a multiprocessor holds).
  * Every number that comes out of here is modelled, none is measured.
  */
-import { COPY_NS, type Device, ISSUED_PER_CLOCK, LAUNCH_NS, SECTOR_BYTES, WAVEFRONTS_PER_CLOCK } from './machines.js';
+import {
+  COPY_NS,
+  type Device,
+  ISSUED_PER_CLOCK,
+  LAUNCH_NS,
+  SECTOR_BYTES,
+  WAVEFRONTS_PER_CLOCK,
+} from './machines.js';
 
 /** Instructions by kind, of a warp. */
 export interface Costs {
@@ -20,6 +27,8 @@ export interface KernelCounts {
   launches: number;
   blocks: number;
   threads: number;
+  /** Of a block, the most that a launch asked for. */
+  sharedBytes: number;
   sharedWavefronts: number;
   globalSectors: number;
   cycles: number;
@@ -53,7 +62,10 @@ export interface KernelInputs {
   leastBytes: number;
 }
 
-export function modelKernel(device: Device, { counts, instructions, blocksPerMultiprocessor, scale, leastBytes }: KernelInputs): ModelledKernel {
+export function modelKernel(
+  device: Device,
+  { counts, instructions, blocksPerMultiprocessor, scale, leastBytes }: KernelInputs,
+): ModelledKernel {
   const { multiprocessors, clockGhz } = device;
   const blocks = counts.blocks * scale;
   const issued = counts.executed.issue * scale * (instructions / counts.written.issue);
@@ -78,7 +90,13 @@ export function modelKernel(device: Device, { counts, instructions, blocksPerMul
 }
 
 /** Kernels one after another on a stream, `beside` on another one meanwhile, and the copies before and after. */
-export function modelPlan(device: Device, kernels: ModelledKernel[], beside: string[], bytesIn: number, bytesOut: number): number {
+export function modelPlan(
+  device: Device,
+  kernels: ModelledKernel[],
+  beside: string[],
+  bytesIn: number,
+  bytesOut: number,
+): number {
   const sum = (of: ModelledKernel[]) => of.reduce((total, kernel) => total + kernel.ms + LAUNCH_NS / 1e6, 0);
   const side = sum(kernels.filter(({ kernel }) => beside.includes(kernel)));
   const main = sum(kernels.filter(({ kernel }) => !beside.includes(kernel)));

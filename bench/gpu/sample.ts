@@ -5,7 +5,15 @@
 import { evaluatePlacements, planPlacement } from '../../lib/index.js';
 import type { PlacementProblem } from '../../lib/types.js';
 import { Random } from '../random.js';
-import { firstLayers, POPULARITIES, randomPlacement, SHAPES, type ShapeName, SKEWED_TOPICS, workload } from '../workloads.js';
+import {
+  firstLayers,
+  POPULARITIES,
+  randomPlacement,
+  SHAPES,
+  type ShapeName,
+  SKEWED_TOPICS,
+  workload,
+} from '../workloads.js';
 
 export interface SampleJob {
   shape: ShapeName;
@@ -19,7 +27,10 @@ export interface SampleJob {
 
 export function sampleProblem({ shape, nodes, seed, layers }: SampleJob): PlacementProblem {
   const popularity = POPULARITIES['lognormal-1'];
-  return firstLayers(workload({ shape: SHAPES[shape], popularity, nodes, seed, topics: SKEWED_TOPICS }), layers);
+  return firstLayers(
+    workload({ shape: SHAPES[shape], popularity, nodes, seed, topics: SKEWED_TOPICS }),
+    layers,
+  );
 }
 
 async function main(job: SampleJob): Promise<void> {
@@ -31,7 +42,8 @@ async function main(job: SampleJob): Promise<void> {
     const random = new Random(job.seed);
     const one = randomPlacement(problem, random, []);
     const candidates = new Int32Array(job.candidates * one.length);
-    for (let n = 0; n < job.candidates; ++n) candidates.set(randomPlacement(problem, random, []), n * one.length);
+    for (let n = 0; n < job.candidates; ++n)
+      candidates.set(randomPlacement(problem, random, []), n * one.length);
     await evaluatePlacements(problem, candidates, { backend: 'cuda' });
   }
 }

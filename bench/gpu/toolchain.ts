@@ -33,7 +33,10 @@ export interface KernelResources {
 /** The nvcc on PATH or named by CUDACXX, or why there is none. */
 export function findNvcc(): { version: string } | { reason: string } {
   try {
-    const text = execFileSync(nvcc(), ['--version'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
+    const text = execFileSync(nvcc(), ['--version'], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
     return { version: /release ([\d.]+)/.exec(text)?.[1] ?? 'unknown' };
   } catch {
     return { reason: 'nvcc was not found (put it on PATH or name it in CUDACXX)' };
@@ -57,7 +60,9 @@ export function kernelName(name: string): string {
   const plain = /cuda::([a-z_]+)_kernel(?:<(.*)>)?/.exec(name);
   if (plain === null) throw new Error(`expected the name of a kernel but received ${name}`);
   if (plain[2] === undefined) return plain[1]!;
-  const values = plain[2].split(', ').map((value) => ({ true: '1', false: '0' })[value] ?? value.replace(/\(.*\)/, ''));
+  const values = plain[2]
+    .split(', ')
+    .map((value) => ({ true: '1', false: '0' })[value] ?? value.replace(/\(.*\)/, ''));
   return `${plain[1]}<${values.join(',')}>`;
 }
 
@@ -70,7 +75,8 @@ export async function resources(architecture: Architecture): Promise<KernelResou
     const sizes = codeBytes(readFileSync(cubin));
     return parsePtxas(stderr).map((kernel) => {
       const bytes = sizes.get(kernel.kernel);
-      if (bytes === undefined) throw new Error(`no code of ${kernel.kernel} in the cubin for ${architecture.name}`);
+      if (bytes === undefined)
+        throw new Error(`no code of ${kernel.kernel} in the cubin for ${architecture.name}`);
       return { ...kernel, instructions: bytes / INSTRUCTION_BYTES };
     });
   });
@@ -92,7 +98,8 @@ export function parsePtxas(text: string): Omit<KernelResources, 'instructions'>[
 
 /** Bytes of code by kernel: the sections `.text.<kernel>` of a cubin, which is a 64-bit little-endian ELF file. */
 export function codeBytes(elf: Buffer): Map<string, number> {
-  if (elf.toString('latin1', 0, 4) !== '\x7fELF' || elf[4] !== 2 || elf[5] !== 1) throw new Error('not a cubin');
+  if (elf.toString('latin1', 0, 4) !== '\x7fELF' || elf[4] !== 2 || elf[5] !== 1)
+    throw new Error('not a cubin');
   const headersAt = Number(elf.readBigUInt64LE(0x28));
   const headerBytes = elf.readUInt16LE(0x3a);
   const count = elf.readUInt16LE(0x3c);
@@ -135,7 +142,14 @@ export async function blocksPerMultiprocessor(questions: Occupancy[]): Promise<n
     return { name };
   });
   const lines = questions.map(({ architecture: a, registers, threads, sharedBytes }) =>
-    [a.major, a.minor, a.maxWarps * 32, a.sharedBytesPerMultiprocessor, a.sharedBytesPerBlock, a.reservedSharedBytes]
+    [
+      a.major,
+      a.minor,
+      a.maxWarps * 32,
+      a.sharedBytesPerMultiprocessor,
+      a.sharedBytesPerBlock,
+      a.reservedSharedBytes,
+    ]
       .concat(registers, threads, sharedBytes)
       .join(' '),
   );
@@ -164,7 +178,11 @@ let hashed: string | undefined;
 function hash(): string {
   if (hashed !== undefined) return hashed;
   const folders = ['native/spec', 'native/solver/cuda', 'bench/gpu'].map((folder) => join(ROOT, folder));
-  const files = folders.flatMap((folder) => readdirSync(folder).sort().map((name) => join(folder, name)));
+  const files = folders.flatMap((folder) =>
+    readdirSync(folder)
+      .sort()
+      .map((name) => join(folder, name)),
+  );
   const sum = createHash('sha256').update(JSON.stringify([findNvcc(), NVCC_FLAGS, ARCHITECTURES]));
   for (const file of files.filter((name) => !name.endsWith('.json'))) {
     sum.update(relative(ROOT, file)).update(readFileSync(file));

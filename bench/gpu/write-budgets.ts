@@ -5,7 +5,8 @@ import { budgetsOf, measure } from './kernels.js';
 
 measure(DEFAULT_SEED, false)
   .then((costs) => {
-    if (costs.evaluation.length === 0) throw new Error('the host execution layer is not built: run npm test first');
+    if (costs.evaluation.length === 0)
+      throw new Error('the host execution layer is not built: run npm test first');
     writeJson(join(__dirname, 'budgets.json'), budgetsOf(costs));
   })
   .catch((error: unknown) => {

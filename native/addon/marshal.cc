@@ -232,6 +232,7 @@ Napi::Value plan_to_js(Napi::Env env, const Plan& plan) {
   object.Set("forcedMigrations", static_cast<double>(plan.forced_migrations));
   object.Set("backend", plan.backend);
   object.Set("backendDetail", plan.backend_detail);
+  if (!plan.backend_reason.empty()) object.Set("backendReason", plan.backend_reason);
   object.Set("seed", Napi::BigInt::New(env, plan.seed));
   object.Set("walkers", plan.walkers);
   object.Set("rounds", plan.rounds);

@@ -31,6 +31,7 @@ struct Plan {
   int64_t forced_migrations = 0;
   std::string backend;         // "cpu" or "cuda": the one that ran
   std::string backend_detail;  // e.g. the vector width the CPU backend chose
+  std::string backend_reason;  // where the choice was free and no GPU was taken: why; else empty
   uint64_t seed = 0;
   int32_t walkers = 0;
   int32_t rounds = 0;  // rounds each walker ran; fewer than asked for where a time limit stopped it

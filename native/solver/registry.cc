@@ -16,15 +16,15 @@ std::vector<BackendInfo> list_backends() {
   return infos;
 }
 
-Backend& select_backend(BackendChoice choice, int32_t device) {
-  if (choice == BackendChoice::kCpu) return cpu_backend();
+Selection select_backend(BackendChoice choice, int32_t device) {
+  if (choice == BackendChoice::kCpu) return {cpu_backend(), ""};
   std::string reason;
   Backend* const cuda = cuda_backend(device, &reason);
-  if (cuda != nullptr) return *cuda;
+  if (cuda != nullptr) return {*cuda, ""};
   if (choice == BackendChoice::kCuda) {
     throw Error(ErrorCode::kBackendUnavailable, "backend", "an available backend", "cuda: " + reason);
   }
-  return cpu_backend();
+  return {cpu_backend(), "cuda: " + reason};
 }
 
 }  // namespace gimbal

@@ -127,6 +127,23 @@ Workspace::~Workspace() = default;
 
 namespace {
 
+// Runs layers [0, layers) through `run(first, count)`, `most` at a time; where a device's memory does not hold so many, half as
+// many from there on, as long as that is not below `least`.
+template <class Run>
+void in_batches(int32_t layers, int32_t most, int32_t least, Run run) {
+  int32_t batch = most;
+  for (int32_t first = 0; first < layers;) {
+    const int32_t count = std::min(batch, layers - first);
+    try {
+      run(first, count);
+      first += count;
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kDeviceMemory || count / 2 < least) throw;
+      batch = count / 2;
+    }
+  }
+}
+
 class Planning {
  public:
   Planning(const ProblemInput& input, const SolveOptions& options, Backend& backend, Workspace::Impl& workspace)
@@ -160,13 +177,11 @@ class Planning {
     plan_.replica_count.assign(static_cast<size_t>(q_.layers) * static_cast<size_t>(q_.experts), 0);
     plan_.layers.resize(static_cast<size_t>(q_.layers));
     const bool together = budgeted_ || options_.time_limit_ms > 0;
-    const int32_t batch = together ? q_.layers : std::min(q_.layers, backend_.layers_per_batch(ws_.threads.count()));
+    const int32_t most = together ? q_.layers : std::min(q_.layers, backend_.layers_per_batch(ws_.threads.count()));
     batch_ = &ws_.batch_of(backend_);
-    if (static_cast<int32_t>(ws_.jobs.size()) < batch) ws_.jobs.resize(static_cast<size_t>(batch));
+    if (static_cast<int32_t>(ws_.jobs.size()) < most) ws_.jobs.resize(static_cast<size_t>(most));
     total_work_ = int64_t{q_.layers} * (int64_t{walkers_} * phases_ + walks_per_layer() - walkers_);
-    for (int32_t first = 0; first < q_.layers; first += batch) {
-      run_batch(first, std::min(batch, q_.layers - first));
-    }
+    in_batches(q_.layers, most, together ? most : 1, [this](int32_t first, int32_t count) { run_batch(first, count); });
     total();
     return std::move(plan_);
   }
@@ -388,6 +403,7 @@ class Planning {
     int32_t* out = plan_.physical_to_logical.data() + static_cast<size_t>(job->layer) * width;
     int32_t* replicas = plan_.replica_count.data() + static_cast<size_t>(job->layer) * static_cast<size_t>(q_.experts);
     const int32_t* chosen = batch_->placement(n);
+    std::fill_n(replicas, q_.experts, 0);
     for (int32_t g = 0; g < q_.gpus; ++g) {
       int32_t* row = out + static_cast<size_t>(q_.gpu_id[static_cast<size_t>(g)]) * slots;
       std::copy_n(chosen + static_cast<size_t>(g) * slots, slots, row);
@@ -523,8 +539,8 @@ class Evaluating {
     for (auto* column : {&out_.objective_ns, &out_.load_max_ns, &out_.comm_max_ns, &out_.comm_total_ns, &out_.migrations}) {
       column->assign(cells, 0);
     }
-    const int32_t batch = std::min(q_.layers, backend_.layers_per_batch(ws_.threads.count()));
-    for (int32_t first = 0; first < q_.layers; first += batch) run_batch(first, std::min(batch, q_.layers - first));
+    const int32_t most = std::min(q_.layers, backend_.layers_per_batch(ws_.threads.count()));
+    in_batches(q_.layers, most, 1, [this](int32_t first, int32_t count) { run_batch(first, count); });
     if (fault_candidate_ < count_) throw_fault();
     return std::move(out_);
   }
@@ -598,13 +614,17 @@ class Evaluating {
 }  // namespace
 
 Plan plan_placement(const ProblemInput& problem, const SolveOptions& options, Workspace& workspace) {
-  Planning planning(problem, options, select_backend(options.backend, options.device), workspace.impl());
-  return planning.run();
+  const Selection selected = select_backend(options.backend, options.device);
+  Planning planning(problem, options, selected.backend, workspace.impl());
+  Plan plan = planning.run();
+  plan.backend_reason = selected.reason;
+  return plan;
 }
 
 Evaluation evaluate_placements(const ProblemInput& problem, const int32_t* candidates, int64_t count,
                                const SolveOptions& options, Workspace& workspace) {
-  Evaluating evaluating(problem, candidates, count, options, select_backend(options.backend, options.device), workspace.impl());
+  Backend& backend = select_backend(options.backend, options.device).backend;
+  Evaluating evaluating(problem, candidates, count, options, backend, workspace.impl());
   return evaluating.run();
 }
 

@@ -1,7 +1,9 @@
 // The tests' own random stream: seeded, printed on failure, and unrelated to the code under test.
-// GIMBAL_TEST_SEED=<number> moves every seeded case to another stream.
+// GIMBAL_TEST_SEED=<number> moves every seeded case to another stream; GIMBAL_TEST_SHARE=<percent> has the tests of backends
+// run so many of their cases (100), for runs that are slow and many.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -18,6 +20,19 @@ inline uint64_t base_seed() {
   }();
   return seed;
 }
+
+inline uint64_t test_share_percent() {
+  static const uint64_t percent = [] {
+    const char* given = std::getenv("GIMBAL_TEST_SHARE");
+    return given == nullptr ? 100u : std::strtoull(given, nullptr, 10);
+  }();
+  return percent;
+}
+
+inline uint64_t share_of(uint64_t cases) { return std::max<uint64_t>(1, cases * test_share_percent() / 100); }
+
+// Whether something happened more than `least` times, which is not asked of less than all cases.
+inline bool happened(int64_t count, int64_t least) { return test_share_percent() < 100 || count > least; }
 
 // xorshift128+, started by its seed and a stream number.
 class Random {

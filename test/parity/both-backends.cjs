@@ -1,6 +1,6 @@
 /**
  * Run by cuda.test.ts in a process of its own, whose environment names the CUDA plug-in: plans seeded problems on both
- * backends, and prints what it saw as JSON. `node both-backends.cjs parity|failure|backends`
+ * backends, and prints what it saw as JSON. `node both-backends.cjs parity|failure|freeChoice|manyLayers|backends`
  */
 'use strict';
 
@@ -75,8 +75,50 @@ async function failure() {
   return tries;
 }
 
+/** The same three tries where the choice is free, and what is known of the backends then. */
+async function freeChoice() {
+  const planner = new Planner();
+  const problem = drawProblem(3);
+  const tries = [];
+  for (let n = 0; n < 2; ++n) {
+    try {
+      const { backend, backendReason } = await planner.plan(problem, { rounds: 1 });
+      tries.push({ backend, reason: backendReason });
+    } catch (error) {
+      tries.push({ code: error.code, message: error.message });
+    }
+  }
+  return { tries, cuda: backends()[1] };
+}
+
+/** A problem of many layers on both backends. */
+async function manyLayers() {
+  const draw = draws(9);
+  const [layers, sources, experts, gpus, slotsPerGpu] = [40, 16, 128, 16, 9];
+  const tokens = Uint32Array.from({ length: layers * sources * experts }, () => draw(4096));
+  const commCost = Float64Array.from({ length: sources * gpus }, (_, i) =>
+    i % gpus === Math.floor(i / gpus) ? 0 : 50,
+  );
+  const problem = { layers, sources, experts, gpus, slotsPerGpu, tokens, computeCost: 25, commCost };
+  const planner = new Planner();
+  const plans = [];
+  for (const backend of ['cpu', 'cuda'])
+    plans.push(await planner.plan(problem, { backend, effort: 'fast', seed: 4 }));
+  const evaluations = [];
+  for (const backend of ['cpu', 'cuda']) {
+    evaluations.push(await evaluatePlacements(problem, plans[0].physicalToLogical, { backend }));
+  }
+  return {
+    same:
+      Buffer.from(plans[0].physicalToLogical.buffer).equals(Buffer.from(plans[1].physicalToLogical.buffer)) &&
+      Buffer.from(plans[0].replicaCount.buffer).equals(Buffer.from(plans[1].replicaCount.buffer)) &&
+      JSON.stringify(evaluations[0]) === JSON.stringify(evaluations[1]),
+    backend: plans[1].backend,
+  };
+}
+
 async function main() {
-  const what = { parity, failure, backends: async () => backends() }[process.argv[2]];
+  const what = { parity, failure, freeChoice, manyLayers, backends: async () => backends() }[process.argv[2]];
   console.log(JSON.stringify(await what()));
 }
 

@@ -10,6 +10,7 @@ import { describe, expect, it } from 'vitest';
 const ROOT = path.join(__dirname, '..', '..');
 const PLUGIN = path.join(ROOT, 'build-tests', 'gimbal_cuda_hostlayer.so');
 const SCRIPT = path.join(__dirname, 'both-backends.cjs');
+const SUITE = path.join(__dirname, 'suite.ts');
 
 function run(what: string, environment: Record<string, string> = {}) {
   const env = { ...process.env, GIMBAL_CUDA_PLUGIN: PLUGIN, ...environment };
@@ -33,6 +34,19 @@ describe.skipIf(!fs.existsSync(PLUGIN))('the CUDA backend, by its sources on a C
     for (const row of plans[0]) expect(row).toMatchObject({ same: true });
   });
 
+  it('does so for models and clusters as they are, and for one beyond shared memory', {
+    timeout: 300_000,
+  }, () => {
+    const output = execFileSync(process.execPath, ['--import', 'tsx', SUITE], {
+      cwd: ROOT,
+      env: { ...process.env, GIMBAL_CUDA_PLUGIN: PLUGIN },
+      encoding: 'utf8',
+      timeout: 240_000,
+    });
+    expect(output).toMatch(/^1\d passed, 0 failed$/m);
+    expect(output).toContain('same  512 GPUs, 1,024 slots');
+  });
+
   it('turns a failure of the device into a typed error, and goes on', { timeout: 120_000 }, () => {
     const [first, second, third] = run('failure', {
       HOSTLAYER_FAIL: 'cudaMalloc:2:cudaErrorMemoryAllocation',
@@ -41,6 +55,52 @@ describe.skipIf(!fs.existsSync(PLUGIN))('the CUDA backend, by its sources on a C
     expect(first.message).toContain('cudaMalloc');
     expect(first.message).toContain('cudaErrorMemoryAllocation');
     expect([second, third]).toEqual([{ backend: 'cuda' }, { backend: 'cuda' }]);
+  });
+
+  it('does so whichever call fails, and frees what it had', { timeout: 300_000 }, () => {
+    for (const api of [
+      'cudaMalloc',
+      'cudaHostAlloc',
+      'launch',
+      'cudaMemcpyAsync',
+      'cudaStreamCreateWithFlags',
+    ]) {
+      for (const nth of [1, 2, 5]) {
+        const error = api === 'cudaMalloc' ? 'cudaErrorMemoryAllocation' : 'cudaErrorLaunchOutOfResources';
+        const [first, ...later] = run('failure', { HOSTLAYER_FAIL: `${api}:${nth}:${error}` });
+        // Fewer calls than that are possible, not another kind of error. Out of memory, a plan of one layer has no smaller batch.
+        if (first.backend === undefined) {
+          expect(first, `${api} ${nth}`).toMatchObject({ code: 'GIMBAL_BACKEND_FAILED', field: 'cuda' });
+          expect(first.message).toContain(error);
+        }
+        expect(later, `${api} ${nth}`).toEqual([{ backend: 'cuda' }, { backend: 'cuda' }]);
+      }
+    }
+  });
+
+  it('gives a device up for good that a fault has taken, and says so', { timeout: 120_000 }, () => {
+    const HOSTLAYER_FAIL = 'async:4:cudaErrorIllegalAddress';
+    const [first, second] = run('failure', { HOSTLAYER_FAIL });
+    expect(first).toMatchObject({ code: 'GIMBAL_BACKEND_FAILED' });
+    expect(first.message).toContain('cudaErrorIllegalAddress');
+    expect(second).toMatchObject({ code: 'GIMBAL_BACKEND_UNAVAILABLE' });
+    expect(second.message).toMatch(/device 0 is lost to this process .*cudaErrorIllegalAddress/);
+    const { tries, cuda } = run('freeChoice', { HOSTLAYER_FAIL });
+    expect(tries[0]).toMatchObject({ code: 'GIMBAL_BACKEND_FAILED' });
+    expect(tries[1].backend).toBe('cpu');
+    expect(tries[1].reason).toMatch(/^cuda: device 0 is lost/);
+    expect(cuda).toMatchObject({ available: false });
+  });
+
+  it('takes fewer layers at a time where memory is short, with the same plan', { timeout: 120_000 }, () => {
+    expect(run('manyLayers', { HOSTLAYER_MEMORY_MB: '3' })).toEqual({ same: true, backend: 'cuda' });
+    expect(run('manyLayers')).toEqual({ same: true, backend: 'cuda' });
+  });
+
+  it('says so where even one layer is too much', { timeout: 120_000 }, () => {
+    const [first] = run('failure', { HOSTLAYER_FAIL: 'cudaMalloc:*:cudaErrorMemoryAllocation' });
+    expect(first).toMatchObject({ code: 'GIMBAL_BACKEND_FAILED' });
+    expect(first.message).toContain('out of memory');
   });
 
   it('is there with its device in words', () => {
@@ -58,5 +118,8 @@ describe.skipIf(!fs.existsSync(PLUGIN))('the CUDA backend, by its sources on a C
     const cuda = run('backends', environment)[1];
     expect(cuda.available).toBe(false);
     expect(cuda.reason).toMatch(reason);
+    const [plan] = run('freeChoice', environment).tries;
+    expect(plan.backend).toBe('cpu');
+    expect(plan.reason).toMatch(reason);
   });
 });

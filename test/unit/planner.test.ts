@@ -12,7 +12,7 @@ afterAll(() => planner.close());
 describe('a plan', () => {
   it('has the documented shapes and sums', async () => {
     const problem = makeProblem(SMALL);
-    const plan = await planPlacement(problem, { seed: 7 });
+    const plan = await planPlacement(problem, { seed: 7, backend: 'cpu' });
     const { layers, experts, gpus, slotsPerGpu } = SMALL;
     expect(plan.physicalToLogical).toBeInstanceOf(Int32Array);
     expect(plan.physicalToLogical).toHaveLength(layers * gpus * slotsPerGpu);
@@ -20,6 +20,7 @@ describe('a plan', () => {
     expect(plan.layers).toHaveLength(layers);
     expect(plan).toMatchObject({ backend: 'cpu', seed: 7, migrations: 0, forcedMigrations: 0 });
     expect(plan.backendDetail).not.toBe('');
+    expect(plan.backendReason, 'only what was free to choose has a reason').toBeUndefined();
     expect(plan.rounds).toBeGreaterThan(0);
     expect(plan.walkers).toBeGreaterThan(0);
     expect(plan.elapsedMs).toBeGreaterThan(0);
@@ -220,5 +221,12 @@ describe('backends', () => {
     const plan = planPlacement(makeProblem(SMALL), { backend: 'cuda' });
     if (cuda.available) expect((await plan).backend).toBe('cuda');
     else await expect(plan).rejects.toMatchObject({ code: 'GIMBAL_BACKEND_UNAVAILABLE', field: 'backend' });
+  });
+
+  it('says in the plan why a free choice took no GPU', async () => {
+    const cuda = backends().find(({ name }) => name === 'cuda')!;
+    const { backend, backendReason } = await planPlacement(makeProblem(SMALL));
+    expect(backend).toBe(cuda.available ? 'cuda' : 'cpu');
+    expect(backendReason).toBe(cuda.available ? undefined : `cuda: ${cuda.reason}`);
   });
 });

@@ -24,6 +24,30 @@ constexpr int64_t kFirstLaunchCandidates = int64_t{1} << 28;
 // Candidate placements given to the device between two looks at a cancellation.
 constexpr int64_t kEvaluateCells = int64_t{1} << 26;
 
+// Devices that the process cannot use any more, and why.
+class LostDevices {
+ public:
+  void add(int32_t device, const std::string& why) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    lost_.emplace(device, why);
+  }
+  // Empty where the device is well.
+  std::string reason(int32_t device) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto at = lost_.find(device);
+    return at == lost_.end() ? "" : at->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int32_t, std::string> lost_;
+};
+
+LostDevices& lost_devices() {
+  static LostDevices devices;
+  return devices;
+}
+
 [[noreturn]] void fail(const PluginStatus& status) {
   throw Error(status.out_of_memory != 0 ? ErrorCode::kDeviceMemory : ErrorCode::kBackendFailed, "cuda",
               std::string(status.call[0] != '\0' ? status.call : "the device") + " to succeed", describe(status));
@@ -199,6 +223,9 @@ class BatchCuda final : public LayerBatch {
     PluginStatus status;
     if (plugin_call(&status) == 0) return;
     give_up();  // whatever state it is in
+    if (status.device_lost != 0) {
+      lost_devices().add(device_, "device " + std::to_string(device_) + " is lost to this process (" + describe(status) + ")");
+    }
     fail(status);
   }
 
@@ -270,6 +297,8 @@ Backend* cuda_backend(int32_t device, std::string* reason) {
     *reason = "device " + std::to_string(device) + " of " + std::to_string(devices.size());
     return nullptr;
   }
+  *reason = lost_devices().reason(device);
+  if (!reason->empty()) return nullptr;
   std::lock_guard<std::mutex> lock(mutex);
   std::unique_ptr<BackendCuda>& backend = backends[device];
   if (backend == nullptr) {

@@ -18,6 +18,7 @@ class CudaError : public std::exception {
   CudaError(const char* call, cudaError_t error, const char* detail = nullptr) {
     status_.error = static_cast<int32_t>(error);
     status_.out_of_memory = error == cudaErrorMemoryAllocation ? 1 : 0;
+    status_.device_lost = is_sticky(error) ? 1 : 0;
     copy(status_.call, sizeof(status_.call), call);
     copy(status_.name, sizeof(status_.name), cudaGetErrorName(error));
     copy(status_.text, sizeof(status_.text), detail != nullptr ? detail : cudaGetErrorString(error));
@@ -26,6 +27,25 @@ class CudaError : public std::exception {
   const PluginStatus& status() const { return status_; }
 
  private:
+  // After one of these every call of the process fails until it ends.
+  static bool is_sticky(cudaError_t error) {
+    switch (error) {
+      case cudaErrorECCUncorrectable:
+      case cudaErrorIllegalAddress:
+      case cudaErrorLaunchTimeout:
+      case cudaErrorAssert:
+      case cudaErrorHardwareStackError:
+      case cudaErrorIllegalInstruction:
+      case cudaErrorMisalignedAddress:
+      case cudaErrorInvalidAddressSpace:
+      case cudaErrorInvalidPc:
+      case cudaErrorLaunchFailure:
+      case cudaErrorUnknown:
+        return true;
+      default:
+        return false;
+    }
+  }
   static void copy(char* to, size_t size, const char* from) {
     std::strncpy(to, from, size - 1);
     to[size - 1] = '\0';

@@ -18,6 +18,7 @@ constexpr const char* kPluginEntry = "gimbal_cuda_plugin";
 struct PluginStatus {
   int32_t error = 0;          // the cudaError_t; 0: not the runtime's
   int32_t out_of_memory = 0;  // 1: of the device; a smaller batch may do
+  int32_t device_lost = 0;    // 1: the process cannot use the device any more
   char call[64] = "";         // what was being done, e.g. "cudaMalloc"
   char name[64] = "";         // e.g. "cudaErrorMemoryAllocation"
   char text[192] = "";        // in words

@@ -1,0 +1,160 @@
+/**
+ * The CUDA backend against the CPU's where there is no GPU: by its sources and by what the compiler made of them, on the host
+ * execution layer (native/test/hostlayer), for many sizes of blocks and orders of threads. Needs what `npm test` builds.
+ *
+ *   node scripts/cuda-suite.cjs          the reduced suite, which `npm test` runs
+ *   node scripts/cuda-suite.cjs --whole  every size and order, and every instance of the benches' suite: an hour on two cores
+ *
+ * Ends with one line, "N passed, N failed, N skipped"; a run of the native tests counts as many as it has test cases.
+ */
+'use strict';
+
+const { spawnSync } = require('node:child_process');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+
+const ROOT = path.join(__dirname, '..');
+const NATIVE_BUILD = path.join(ROOT, 'build-tests');
+const SOURCE = path.join(ROOT, 'native', 'solver', 'cuda', 'engine.cu');
+const PLAIN = 'gimbal_cuda_hostlayer.so';
+/** The same with every access checked: races, bounds, what nobody wrote. */
+const CHECKED = 'gimbal_cuda_hostlayer_checked.so';
+/** A block of 1024 threads is played by 1024 fibers, most of which wait. */
+const LARGE_SHARE = '4';
+
+/** What is run: a name, the plug-in, and the environment. */
+function runs(whole, ptx) {
+  const small = [
+    run('by its sources', PLAIN),
+    run('every access checked', CHECKED, whole ? {} : { GIMBAL_TEST_SHARE: '60' }),
+    run('a warp per block, forwards', PLAIN, { GIMBAL_CUDA_THREADS: '32', HOSTLAYER_ORDER: 'forward' }),
+    run('32 warps per block, backwards', PLAIN, {
+      GIMBAL_CUDA_THREADS: '1024',
+      HOSTLAYER_ORDER: 'backward',
+      GIMBAL_TEST_SHARE: LARGE_SHARE,
+    }),
+    run('work in global memory', PLAIN, {
+      HOSTLAYER_SHARED_KB: '4',
+      GIMBAL_TEST_SHARE: whole ? '100' : '40',
+    }),
+    ...ptx.map(({ architecture, file }) =>
+      run(`the compiler's PTX for ${architecture}`, PLAIN, {
+        HOSTLAYER_PTX: file,
+        GIMBAL_TEST_SHARE: whole ? '100' : '25',
+      }),
+    ),
+  ];
+  if (!whole) return small;
+  const sizes = ['32', '64', '96', '128', '160', '256', '512', '1024'].flatMap((threads) =>
+    [PLAIN, CHECKED].map((plugin) =>
+      run(`blocks of ${threads}${plugin === CHECKED ? ', checked' : ''}`, plugin, {
+        GIMBAL_CUDA_THREADS: threads,
+        GIMBAL_TEST_SHARE: Number(threads) >= 512 ? '25' : '100',
+      }),
+    ),
+  );
+  const orders = Array.from({ length: 20 }, (_, n) =>
+    run(`order ${n + 2}`, n % 4 === 0 ? CHECKED : PLAIN, {
+      HOSTLAYER_SEED: String(n + 2),
+      GIMBAL_TEST_SEED: String(n + 1),
+    }),
+  );
+  const global = run('work in global memory, checked', CHECKED, { HOSTLAYER_SHARED_KB: '4' });
+  const strict = run('only barriers order memory', CHECKED, { HOSTLAYER_SHUFFLES_ORDER: 'off' });
+  return [...small, ...sizes, ...orders, global, strict];
+}
+
+function run(name, plugin, env = {}) {
+  return { name, plugin, env };
+}
+
+/** @returns {{passed: number, failed: number, skipped: number}} */
+function runSuite(whole) {
+  const total = { passed: 0, failed: 0, skipped: 0 };
+  const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'gimbal-cuda-'));
+  try {
+    const ptx = compile(whole ? ['sm_75', 'sm_80', 'sm_90', 'sm_120'] : ['sm_90'], scratch);
+    if (ptx.length === 0) {
+      console.log("skipped: the compiler's PTX, since nvcc was not found");
+      total.skipped += 1;
+    }
+    for (const { name, plugin, env } of runs(whole, ptx)) {
+      const began = Date.now();
+      const { passed, failed, output } = runBatchTests(plugin, env);
+      total.passed += passed;
+      total.failed += failed;
+      const seconds = ((Date.now() - began) / 1000).toFixed(1);
+      console.log(`the CUDA backend on a CPU, ${name}: ${passed} passed, ${failed} failed (${seconds} s)`);
+      if (failed > 0) console.log(output);
+    }
+    if (whole) add(total, runInstances());
+  } finally {
+    fs.rmSync(scratch, { recursive: true, force: true });
+  }
+  return total;
+}
+
+function runBatchTests(plugin, env) {
+  const child = spawnSync(path.join(NATIVE_BUILD, 'gimbal_native_tests'), ['--test-case=batch*'], {
+    cwd: ROOT,
+    env: { ...process.env, GIMBAL_CUDA_PLUGIN: path.join(NATIVE_BUILD, plugin), ...env },
+    encoding: 'utf8',
+    maxBuffer: 2 ** 26,
+  });
+  const output = `${child.error ?? ''}${child.stdout}${child.stderr}`;
+  const counts = /test cases:\s+\d+\s+\|\s+(\d+) passed\s+\|\s+(\d+) failed/.exec(child.stdout ?? '');
+  const [passed, failed] = (counts ?? []).slice(1).map(Number);
+  if (counts === null || passed + failed === 0) return { passed: 0, failed: 1, output };
+  return { passed, failed: child.status === 0 ? failed : Math.max(1, failed), output };
+}
+
+/** Every instance of the benches' suite, planned and evaluated by both backends. */
+function runInstances() {
+  const script = path.join(ROOT, 'test', 'parity', 'suite.ts');
+  const child = spawnSync(process.execPath, ['--import', 'tsx', script, '--whole'], {
+    cwd: ROOT,
+    env: { ...process.env, GIMBAL_CUDA_PLUGIN: path.join(NATIVE_BUILD, PLAIN) },
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'inherit'],
+    maxBuffer: 2 ** 26,
+  });
+  process.stdout.write(child.stdout);
+  const counts = /^(\d+) passed, (\d+) failed$/m.exec(child.stdout);
+  if (counts === null) return { passed: 0, failed: 1, skipped: 0 };
+  return { passed: Number(counts[1]), failed: Number(counts[2]), skipped: 0 };
+}
+
+/** The kernels' PTX for these architectures, or nothing where there is no compiler for it. */
+function compile(architectures, folder) {
+  const nvcc = process.env.CUDACXX || 'nvcc';
+  if (spawnSync(nvcc, ['--version'], { stdio: 'ignore' }).status !== 0) return [];
+  return architectures.map((architecture) => {
+    const file = path.join(folder, `${architecture}.ptx`);
+    const args = [
+      '-std=c++17',
+      '-O3',
+      '-Werror=all-warnings',
+      `-arch=${architecture}`,
+      '-ptx',
+      '-o',
+      file,
+      SOURCE,
+    ];
+    const child = spawnSync(nvcc, args, { cwd: ROOT, encoding: 'utf8' });
+    if (child.status !== 0) throw new Error(`nvcc failed for ${architecture}:\n${child.stderr}`);
+    return { architecture, file };
+  });
+}
+
+function add(total, more) {
+  for (const key of Object.keys(total)) total[key] += more[key];
+}
+
+module.exports = { runSuite };
+
+if (require.main === module) {
+  const { passed, failed, skipped } = runSuite(process.argv.includes('--whole'));
+  console.log(`${passed} passed, ${failed} failed, ${skipped} skipped`);
+  process.exitCode = failed === 0 && passed > 0 ? 0 : 1;
+}
