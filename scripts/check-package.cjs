@@ -4,6 +4,7 @@
  *
  *   node scripts/check-package.cjs            install as a user would (GIMBAL_BUILD works here too)
  *   node scripts/check-package.cjs --prebuilt install without install scripts: the prebuild must do
+ *   node scripts/check-package.cjs --prebuilt --cuda   the prebuild must bring a CUDA plug-in that can be opened
  */
 'use strict';
 
@@ -110,11 +111,23 @@ function checkInstalled(folder, tarball, prebuilt) {
     fs.writeFileSync(path.join(home, name), code);
     execFileSync(process.execPath, [name], { cwd: home, stdio: 'inherit' });
   }
-  execFileSync(path.join(home, 'node_modules', '.bin', 'gimbal'), ['backends'], {
-    cwd: home,
-    stdio: 'inherit',
-  });
+  const gimbal = path.join(home, 'node_modules', '.bin', 'gimbal');
+  execFileSync(gimbal, ['backends'], { cwd: home, stdio: 'inherit' });
+  if (process.argv.includes('--cuda')) {
+    checkPlugin(
+      JSON.parse(execFileSync(gimbal, ['backends', '--json'], { cwd: home, encoding: 'utf8' })).backends,
+    );
+  }
   checkTypes(home);
+}
+
+/** With a driver and a GPU it is there; without, it is the CUDA runtime in the plug-in that says what is missing. */
+function checkPlugin(backends) {
+  const cuda = backends.find(({ name }) => name === 'cuda');
+  if (!cuda.available && !/^cuda\w+ failed: cudaError|^no CUDA device/.test(cuda.reason)) {
+    throw new Error(`the prebuild's CUDA plug-in cannot be opened: ${cuda.reason}`);
+  }
+  console.log(`CUDA plug-in: ${cuda.available ? cuda.description : cuda.reason}`);
 }
 
 /** The declarations stand on their own: no skipLibCheck, and only the types of Node beside them. */

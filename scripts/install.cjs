@@ -78,11 +78,16 @@ function buildWithCMake() {
   const cmakeJs = resolve('cmake-js/bin/cmake-js');
   if (cmakeJs === undefined) return failed('cmake-js', 'the package is not installed');
   const out = path.join(ROOT, 'build', 'cmake');
-  const args = [cmakeJs, 'compile', '--out', out, '--log-level', 'warn'];
-  const cuda = process.env.GIMBAL_CUDA;
-  if (cuda) args.push(`--CDGIMBAL_CUDA=${cuda}`);
+  const cuda = process.env.GIMBAL_CUDA || 'AUTO';
+  const args = ['--out', out, '--log-level', 'warn', `--CDGIMBAL_CUDA=${cuda}`];
   const env = { CMAKE_BUILD_PARALLEL_LEVEL: String(os.cpus().length), ...process.env };
-  if (!run(process.execPath, args, env)) return failed('cmake-js', 'it reported an error');
+  // A plug-in of an earlier build must not pass for one of this build.
+  if (cuda === 'OFF') for (const folder of [path.join(out, 'Release'), RELEASE]) removePlugin(folder);
+  // Configured by itself: where there is a build already, `compile` would keep its options.
+  for (const command of ['configure', 'compile']) {
+    if (!run(process.execPath, [cmakeJs, command, ...args], env))
+      return failed('cmake-js', 'it reported an error');
+  }
   publish(path.join(out, 'Release'));
   return isBuilt('cmake-js');
 }
@@ -105,6 +110,12 @@ function isBuilt(tool) {
   if (!loads(file)) return false;
   say(`built ${relative(file)} with ${tool}`);
   return true;
+}
+
+function removePlugin(folder) {
+  const names = fs.existsSync(folder) ? fs.readdirSync(folder) : [];
+  for (const name of names.filter((file) => file.startsWith('gimbal_cuda.')))
+    fs.rmSync(path.join(folder, name));
 }
 
 /** Copies what CMake built to where the loader looks. Renaming is atomic, so no process ever loads half a file. */

@@ -123,7 +123,8 @@ class ShuffledTeam {
     const std::vector<spec::i32> order = order_;  // reduce draws orders of its own
     for (spec::i32 r : order) {
       if (!wanted(r)) continue;
-      done(r, reduce<spec::RowTotals>(columns, spec::RowTotals{0, 0, 0}, [&](spec::i32 c) { return f(r, c); }, spec::joined));
+      const auto joined = [](spec::RowTotals a, spec::RowTotals b) { return spec::joined(a, b); };
+      done(r, reduce<spec::RowTotals>(columns, spec::RowTotals{0, 0, 0}, [&](spec::i32 c) { return f(r, c); }, joined));
     }
   }
 

@@ -3,15 +3,9 @@
  * every way in which a problem can differ (a first plan, an incumbent with a price or a budget, a dead GPU, `nearest`), and a
  * shape too large for shared memory. `node --import tsx test/parity/suite.ts [--whole]`; ends with "N passed, N failed".
  */
+import { random as randomBaseline } from '../../bench/baselines/simple.js';
 import { Random } from '../../bench/random.js';
-import {
-  drift,
-  firstLayers,
-  randomPlacement,
-  type SuiteInstance,
-  suite,
-  workload,
-} from '../../bench/workloads.js';
+import { drift, firstLayers, type SuiteInstance, suite, workload } from '../../bench/workloads.js';
 import { evaluatePlacements, Planner, planPlacement } from '../../lib/index.js';
 import type { PlacementProblem, Plan } from '../../lib/types.js';
 
@@ -76,14 +70,15 @@ async function differences(problem: PlacementProblem, planner: Planner, seed: nu
       if (value !== other) found.push(`layer ${n}: ${key} ${value} and ${other}`);
     }
   }
-  const random = new Random(seed);
-  const one = cpu.physicalToLogical.length;
-  const candidates = new Int32Array(3 * one);
-  candidates.set(cpu.physicalToLogical);
-  for (const n of [1, 2]) candidates.set(randomPlacement(problem, random, problem.deadGpus ?? []), n * one);
+  const placements = [
+    cpu.physicalToLogical,
+    randomBaseline(problem, seed),
+    randomBaseline(problem, seed + 1),
+  ];
+  const candidates = Int32Array.from(placements.flatMap((placement) => [...placement]));
   const evaluate = (backend: 'cpu' | 'cuda') => evaluatePlacements(problem, candidates, { backend });
   const [a, b] = [await evaluate('cpu'), await evaluate('cuda')];
-  for (const column of Object.keys(a) as (keyof typeof a)[]) {
+  for (const column of ['objective', 'loadMax', 'commMax', 'commTotal', 'migrations'] as const) {
     if (!sameArray(a[column], b[column])) found.push(`evaluation: ${column}`);
   }
   return found;
