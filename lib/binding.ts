@@ -5,7 +5,7 @@
 import * as path from 'node:path';
 import nodeGypBuild from 'node-gyp-build';
 import { GimbalError } from './errors.js';
-import type { BackendInfo, BackendName, Effort, ReplicaChoice, Weights } from './types.js';
+import type { BackendInfo, BackendName, Effort, Evaluation, ReplicaChoice, Weights } from './types.js';
 
 /** A checked problem with its defaults filled in, except the weights', which the native side knows. */
 export interface NativeProblem {
@@ -71,15 +71,7 @@ export interface NativePlan {
   walkers: number;
   rounds: number;
   elapsedMs: number;
-}
-
-/** Each `[candidates][layers]`. */
-export interface NativeEvaluation {
-  objective: Float64Array;
-  loadMax: Float64Array;
-  commMax: Float64Array;
-  commTotal: Float64Array;
-  migrations: Float64Array;
+  kernelMs?: number;
 }
 
 export interface NativePlanner {
@@ -94,7 +86,7 @@ export interface NativePlanner {
     candidates: Int32Array,
     count: number,
     options: NativeOptions,
-  ): NativeJob<NativeEvaluation>;
+  ): NativeJob<Evaluation>;
   close(): void;
 }
 

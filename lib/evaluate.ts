@@ -2,7 +2,7 @@
  * Costs of given placements. Candidates are worked through in chunks of bounded size, so that neither the copies nor the
  * event loop grow with their number; only the results do.
  */
-import { binding, type NativeEvaluation, type NativePlanner, type NativeProblemHandle } from './binding.js';
+import { binding, type NativePlanner, type NativeProblemHandle } from './binding.js';
 import { GimbalError, mismatch } from './errors.js';
 import { HeldProblem, holdProblem, toNative } from './held-problem.js';
 import { runJob } from './job.js';
@@ -17,13 +17,15 @@ import {
 
 /** Candidate entries per native call: 8 MiB, tens of milliseconds of work, a copy of well under 2 ms. */
 const CHUNK_ENTRIES = 2 * 2 ** 20;
-const FIELDS = [
+/** The arrays `[candidates][layers]` of an evaluation. */
+const COLUMNS = [
   'objective',
   'loadMax',
   'commMax',
   'commTotal',
   'migrations',
 ] as const satisfies (keyof Evaluation)[];
+type Column = (typeof COLUMNS)[number];
 
 /** `[candidates][layers][gpus * slotsPerGpu]`, or any number of such arrays one after another. */
 export type Candidates = Int32Array | AsyncIterable<Int32Array> | Iterable<Int32Array>;
@@ -61,7 +63,7 @@ export async function evaluateWith(
   const checkedOptions = checkEvaluateOptions(options);
   const held = problem instanceof HeldProblem ? problem : await holdProblem(problem);
   const { native, layers, slotCount } = toNative(held);
-  const parts: NativeEvaluation[] = [];
+  const parts: Evaluation[] = [];
   let first = 0;
   try {
     for await (const chunk of chunksOf(candidates, slotCount)) {
@@ -106,9 +108,9 @@ function throwFrom(error: unknown, first: number): never {
   throw mismatch(error.code, error.field ?? 'candidates', error.expected ?? 'a valid placement', received);
 }
 
-function concatenate(parts: NativeEvaluation[], length: number): Evaluation {
+function concatenate(parts: Evaluation[], length: number): Evaluation {
   if (parts.length === 1) return parts[0]!;
-  const column = (field: keyof Evaluation) => {
+  const column = (field: Column) => {
     const whole = new Float64Array(length);
     let at = 0;
     for (const part of parts) {
@@ -117,5 +119,7 @@ function concatenate(parts: NativeEvaluation[], length: number): Evaluation {
     }
     return whole;
   };
-  return Object.fromEntries(FIELDS.map((field) => [field, column(field)])) as unknown as Evaluation;
+  const columns = Object.fromEntries(COLUMNS.map((field) => [field, column(field)]));
+  const kernelMs = parts.reduce((total, part) => total + (part.kernelMs ?? 0), 0);
+  return { ...(columns as Record<Column, Float64Array>), ...(kernelMs > 0 ? { kernelMs } : {}) };
 }

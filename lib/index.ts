@@ -49,6 +49,7 @@ export {
 export type {
   BackendInfo,
   BackendName,
+  DeviceInfo,
   Effort,
   Evaluation,
   LayerPlan,

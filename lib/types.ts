@@ -117,6 +117,8 @@ export interface Plan {
   walkers: number;
   rounds: number;
   elapsedMs: number;
+  /** On a GPU: how long its kernels took, by its own clock; copies and the bounds that are proved meanwhile do not count. */
+  kernelMs?: number;
 }
 
 export interface Evaluation {
@@ -126,6 +128,24 @@ export interface Evaluation {
   commMax: Float64Array;
   commTotal: Float64Array;
   migrations: Float64Array;
+  /** On a GPU: as a plan's, for all candidates. */
+  kernelMs?: number;
+}
+
+/** One GPU. */
+export interface DeviceInfo {
+  name: string;
+  /** E.g. "9.0". */
+  computeCapability: string;
+  multiprocessors: number;
+  memoryBytes: number;
+  clockMhz: number;
+  memoryClockMhz: number;
+  memoryBusBits: number;
+  /** The newest CUDA that the driver can serve, e.g. "13.0". */
+  driver: string;
+  /** The CUDA that the plug-in was built with. */
+  runtime: string;
 }
 
 export interface BackendInfo {
@@ -134,4 +154,6 @@ export interface BackendInfo {
   description: string;
   /** Why not, where it is not available. */
   reason?: string;
+  /** Of `cuda`, where it is available: the GPUs by their numbers (`device` in the options). */
+  devices?: DeviceInfo[];
 }

@@ -17,5 +17,16 @@ export async function backendsCommand(options: { json?: boolean }, { output }: C
       ? backend.description
       : `${backend.description}: ${backend.reason ?? 'no reason given'}`,
   ]);
+  for (const { devices = [] } of found) {
+    for (const [number, device] of devices.entries()) {
+      // The first one is the description.
+      if (number > 0)
+        rows.push([
+          '',
+          '',
+          `${device.name}, device ${number}, compute capability ${device.computeCapability}`,
+        ]);
+    }
+  }
   await write(output.stdout, table(rows, { left: [0, 1, 2] }));
 }

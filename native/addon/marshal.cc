@@ -108,6 +108,25 @@ Napi::Value layers_to_js(Napi::Env env, const std::vector<LayerReport>& layers) 
   return table;
 }
 
+Napi::Array devices_to_js(Napi::Env env, const std::vector<DeviceInfo>& devices) {
+  Napi::Array list = Napi::Array::New(env, devices.size());
+  for (uint32_t i = 0; i < devices.size(); ++i) {
+    const DeviceInfo& device = devices[i];
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("name", device.name);
+    entry.Set("computeCapability", device.compute_capability);
+    entry.Set("multiprocessors", device.multiprocessors);
+    entry.Set("memoryBytes", static_cast<double>(device.memory_bytes));
+    entry.Set("clockMhz", device.clock_mhz);
+    entry.Set("memoryClockMhz", device.memory_clock_mhz);
+    entry.Set("memoryBusBits", device.memory_bus_bits);
+    entry.Set("driver", device.driver);
+    entry.Set("runtime", device.runtime);
+    list.Set(i, entry);
+  }
+  return list;
+}
+
 }  // namespace
 
 template <typename T>
@@ -237,6 +256,7 @@ Napi::Value plan_to_js(Napi::Env env, const Plan& plan) {
   object.Set("walkers", plan.walkers);
   object.Set("rounds", plan.rounds);
   object.Set("elapsedMs", plan.elapsed_ms);
+  if (plan.kernel_ms > 0) object.Set("kernelMs", plan.kernel_ms);
   return object;
 }
 
@@ -247,6 +267,7 @@ Napi::Value evaluation_to_js(Napi::Env env, const Evaluation& evaluation) {
   object.Set("commMax", array_to_js(env, evaluation.comm_max_ns));
   object.Set("commTotal", array_to_js(env, evaluation.comm_total_ns));
   object.Set("migrations", array_to_js(env, evaluation.migrations));
+  if (evaluation.kernel_ms > 0) object.Set("kernelMs", evaluation.kernel_ms);
   return object;
 }
 
@@ -259,6 +280,7 @@ Napi::Value backends_to_js(Napi::Env env) {
     entry.Set("available", backends[i].available);
     entry.Set("description", backends[i].description);
     if (!backends[i].reason.empty()) entry.Set("reason", backends[i].reason);
+    if (!backends[i].devices.empty()) entry.Set("devices", devices_to_js(env, backends[i].devices));
     list.Set(i, entry);
   }
   return list;

@@ -36,6 +36,7 @@ struct Plan {
   int32_t walkers = 0;
   int32_t rounds = 0;  // rounds each walker ran; fewer than asked for where a time limit stopped it
   double elapsed_ms = 0;
+  double kernel_ms = 0;  // of these, in kernels of the GPU
 };
 
 // Costs of many placements, each array [candidates][layers].
@@ -45,6 +46,7 @@ struct Evaluation {
   std::vector<double> comm_max_ns;
   std::vector<double> comm_total_ns;
   std::vector<double> migrations;
+  double kernel_ms = 0;  // in kernels of the GPU, for all of them
 };
 
 }  // namespace gimbal

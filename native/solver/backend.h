@@ -101,6 +101,8 @@ class LayerBatch {
   // Returns false where cancelled.
   virtual bool evaluate(const int32_t* candidates, int64_t count, int64_t layer_stride, Threads& threads,
                         const std::atomic<bool>* cancel, const BatchEvaluation& out) = 0;
+  // How long kernels on a device of its own have taken since fill(), by the device's clock; 0 where there is none.
+  virtual double kernel_ms() const { return 0; }
 };
 
 class Backend {

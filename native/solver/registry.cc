@@ -6,11 +6,12 @@
 namespace gimbal {
 
 std::vector<BackendInfo> list_backends() {
-  std::vector<BackendInfo> infos = {{"cpu", true, "CPU, " + cpu_backend().detail() + " vectors", ""}};
-  BackendInfo cuda{"cuda", false, "NVIDIA GPU", ""};
+  std::vector<BackendInfo> infos = {{"cpu", true, "CPU, " + cpu_backend().detail() + " vectors", "", {}}};
+  BackendInfo cuda{"cuda", false, "NVIDIA GPU", "", {}};
   if (Backend* const backend = cuda_backend(0, &cuda.reason)) {
     cuda.available = true;
     cuda.description = backend->detail();
+    cuda.devices = cuda_devices();
   }
   infos.push_back(cuda);
   return infos;

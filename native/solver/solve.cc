@@ -253,6 +253,7 @@ class Planning {
       poll();
       finish(static_cast<int32_t>(n));
     });
+    plan_.kernel_ms += batch_->kernel_ms();
   }
 
   HeldPlacement held_by_incumbent(int32_t layer, const int64_t* expert_tokens, LayerJob* job) {
@@ -564,6 +565,7 @@ class Evaluating {
     if (!layers.evaluate(candidates_, count_, q_.layers, ws_.threads, options_.cancel, {terms_.data(), bad_slot_.data()})) {
       throw Error(ErrorCode::kCancelled, "evaluation", "to finish", "a cancellation");
     }
+    out_.kernel_ms += layers.kernel_ms();
     for (int64_t c = 0; c < count_; ++c) {
       for (int32_t n = 0; n < count; ++n) take(c, first + n, static_cast<size_t>(c * count + n));
     }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "../model/backends.h"
 #include "../model/plan.h"
 #include "../model/problem.h"
 
@@ -28,13 +29,6 @@ struct SolveOptions {
   const std::atomic<bool>* cancel = nullptr;  // polled; when set the solver throws Error(kCancelled)
   // Called from a solver thread, at most once per finished unit of work: done and total in the same unit.
   std::function<void(int64_t done, int64_t total)> progress;
-};
-
-struct BackendInfo {
-  std::string name;  // "cpu" | "cuda"
-  bool available = false;
-  std::string description;
-  std::string reason;  // why not, where not available
 };
 
 std::vector<BackendInfo> list_backends();

@@ -1,10 +1,15 @@
 /**
  * Run by cuda.test.ts in a process of its own, whose environment names the CUDA plug-in: plans seeded problems on both
- * backends, and prints what it saw as JSON. `node both-backends.cjs parity|failure|freeChoice|manyLayers|backends`
+ * backends, and prints what it saw as JSON. `node both-backends.cjs parity|failure|freeChoice|manyLayers|kernelTimes|backends`
  */
 'use strict';
 
 const { Planner, backends, evaluatePlacements } = require('../../dist/index.js');
+
+/** The costs alone: what a GPU says of its time has no equal. */
+function costs({ kernelMs, ...columns }) {
+  return JSON.stringify(columns);
+}
 
 /** A small generator, so that a problem is its seed. */
 function draws(seed) {
@@ -54,7 +59,7 @@ async function parity() {
       cpu.objective === cuda.objective &&
       cpu.lowerBound === cuda.lowerBound &&
       cpu.migrations === cuda.migrations &&
-      JSON.stringify(a) === JSON.stringify(b);
+      costs(a) === costs(b);
     rows.push({ seed, same, backend: cuda.backend, objective: cuda.objective });
   }
   return rows;
@@ -112,13 +117,28 @@ async function manyLayers() {
     same:
       Buffer.from(plans[0].physicalToLogical.buffer).equals(Buffer.from(plans[1].physicalToLogical.buffer)) &&
       Buffer.from(plans[0].replicaCount.buffer).equals(Buffer.from(plans[1].replicaCount.buffer)) &&
-      JSON.stringify(evaluations[0]) === JSON.stringify(evaluations[1]),
+      costs(evaluations[0]) === costs(evaluations[1]),
     backend: plans[1].backend,
   };
 }
 
+async function kernelTimes() {
+  const planner = new Planner();
+  const problem = drawProblem(5);
+  const times = {};
+  for (const backend of ['cpu', 'cuda']) {
+    const plan = await planner.plan(problem, { backend, rounds: 2 });
+    const evaluation = await planner.evaluate(problem, plan.physicalToLogical, { backend });
+    times[backend] = { plan: plan.kernelMs, evaluation: evaluation.kernelMs };
+    if (backend === 'cuda') times[backend].elapsed = plan.elapsedMs;
+  }
+  return times;
+}
+
+const MODES = { parity, failure, freeChoice, manyLayers, kernelTimes, backends: async () => backends() };
+
 async function main() {
-  const what = { parity, failure, freeChoice, manyLayers, backends: async () => backends() }[process.argv[2]];
+  const what = MODES[process.argv[2]];
   console.log(JSON.stringify(await what()));
 }
 

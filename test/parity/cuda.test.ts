@@ -103,10 +103,23 @@ describe.skipIf(!fs.existsSync(PLUGIN))('the CUDA backend, by its sources on a C
     expect(first.message).toContain('out of memory');
   });
 
-  it('is there with its device in words', () => {
-    const cuda = run('backends')[1];
+  it('is there with its devices, in words and in figures', () => {
+    const cuda = run('backends', { HOSTLAYER_DEVICES: '2' })[1];
     expect(cuda).toMatchObject({ name: 'cuda', available: true });
     expect(cuda.description).toContain('compute capability');
+    expect(cuda.devices).toHaveLength(2);
+    for (const device of cuda.devices) {
+      expect(device).toMatchObject({ computeCapability: '9.0', multiprocessors: 8, memoryBytes: 2 ** 30 });
+      expect(device.driver).toMatch(/^\d+\.\d$/);
+    }
+  });
+
+  it('says how long its kernels took, of a plan and of candidates', () => {
+    const { cpu, cuda } = run('kernelTimes');
+    expect(cpu).toEqual({});
+    expect(cuda.evaluation).toBeGreaterThan(0);
+    expect(cuda.plan).toBeGreaterThan(0);
+    expect(cuda.plan).toBeLessThan(cuda.elapsed);
   });
 
   it.each([

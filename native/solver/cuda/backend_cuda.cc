@@ -202,6 +202,8 @@ class BatchCuda final : public LayerBatch {
     return true;
   }
 
+  double kernel_ms() const override { return engine_ == nullptr ? 0 : api_.kernel_ms(engine_); }
+
  private:
   size_t cells() const {
     return static_cast<size_t>(inputs_.problem->gpus) * static_cast<size_t>(inputs_.problem->slots);
@@ -266,13 +268,22 @@ class BatchCuda final : public LayerBatch {
   std::vector<int64_t> bounds_;  // [prices][layers]; empty until asked for
 };
 
+// 12080 is CUDA 12.8.
+std::string cuda_version(int32_t number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
+std::string compute_capability(const cuda::PluginDevice& device) {
+  return std::to_string(device.major) + "." + std::to_string(device.minor);
+}
+
 class BackendCuda final : public Backend {
  public:
   BackendCuda(const PluginApi& api, int32_t device, const cuda::PluginDevice& info)
       : api_(api),
         device_(device),
         detail_(std::string(info.name) + ", device " + std::to_string(device) + ", compute capability " +
-                std::to_string(info.major) + "." + std::to_string(info.minor)) {}
+                compute_capability(info)) {}
 
   std::string name() const override { return "cuda"; }
   std::string detail() const override { return detail_; }
@@ -287,6 +298,25 @@ class BackendCuda final : public Backend {
 };
 
 }  // namespace
+
+std::vector<DeviceInfo> cuda_devices() {
+  std::string reason;
+  std::vector<DeviceInfo> infos;
+  for (const cuda::PluginDevice& device : cuda::list_devices(&reason)) {
+    DeviceInfo info;
+    info.name = device.name;
+    info.compute_capability = compute_capability(device);
+    info.multiprocessors = device.multiprocessors;
+    info.memory_bytes = device.memory_bytes;
+    info.clock_mhz = device.clock_khz / 1e3;
+    info.memory_clock_mhz = device.memory_clock_khz / 1e3;
+    info.memory_bus_bits = device.memory_bus_bits;
+    info.driver = cuda_version(device.driver_version);
+    info.runtime = cuda_version(device.runtime_version);
+    infos.push_back(info);
+  }
+  return infos;
+}
 
 Backend* cuda_backend(int32_t device, std::string* reason) {
   static std::mutex mutex;

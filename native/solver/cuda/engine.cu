@@ -155,7 +155,10 @@ Engine::~Engine() {
 // The current device is the thread's, and calls come from many threads.
 void Engine::use_device() const { check("cudaSetDevice", cudaSetDevice(limits_.device)); }
 
-void Engine::wait() { check("cudaStreamSynchronize", cudaStreamSynchronize(stream_)); }
+void Engine::wait() {
+  check("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
+  clock_.settle();
+}
 
 void Engine::wait_for_bounds() {
   if (price_count_ > 0) check("cudaStreamSynchronize", cudaStreamSynchronize(bound_stream_));
@@ -167,14 +170,16 @@ void Engine::fill(const PluginLayers& in, bool wait_for_it, int64_t* expert_toke
   use_device();
   wait();  // whatever still reads the staged inputs,
   wait_for_bounds();  // or the tables
+  clock_.reset();
   forget_layers();
   shape_ = in.shape;
   count_ = in.count;
   stage_inputs(in);
   Signature signature;
-  signature.add(layers_).add(staged_inputs_.data()).add(inputs_bytes_).add(count_).add(shape_.gpus).add(shape_.experts);
-  signature.add(shape_.sources).add(shape_.nearest);
-  fill_stage_.run(stream_, signature, [this] { enqueue_tables(); });
+  signature.add(layers_).add(count_).add(shape_.gpus).add(shape_.experts).add(shape_.sources).add(shape_.nearest);
+  check("cudaMemcpyAsync",
+        cudaMemcpyAsync(layers_, staged_inputs_.data(), inputs_bytes_, cudaMemcpyHostToDevice, stream_));
+  clock_.time(stream_, [&] { fill_stage_.run(stream_, signature, [this] { enqueue_tables(); }); });
   if (!wait_for_it) return;
   const u64 experts = static_cast<u64>(shape_.experts);
   const DeviceLayer* const staged = reinterpret_cast<const DeviceLayer*>(staged_inputs_.data());
@@ -254,8 +259,6 @@ void Engine::stage_inputs(const PluginLayers& in) {
 }
 
 void Engine::enqueue_tables() {
-  check("cudaMemcpyAsync",
-        cudaMemcpyAsync(layers_, staged_inputs_.data(), inputs_bytes_, cudaMemcpyHostToDevice, stream_));
   const DeviceLayer* const layers = layers_;
   const int32_t rows = shape_.nearest ? shape_.sources : shape_.gpus;
   launch("sum_sources_kernel", sum_sources_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers);
@@ -290,9 +293,11 @@ void Engine::hold(const uint8_t* const* held, const int32_t* const* start, FineT
   check("cudaMemcpyAsync", cudaMemcpyAsync(held_.data(), staged_held_.data(), bytes, cudaMemcpyHostToDevice, stream_));
   PriceScratch scratch;
   const u64 scratch_bytes = lay_out_price(shape_, nullptr, &scratch);
-  launch("hold_kernel", hold_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers_,
-         static_cast<const u8*>(device_held), static_cast<const i32*>(device_start),
-         price_scratch_.reserve(scratch_bytes * count), scratch_bytes);
+  char* const scratch_memory = price_scratch_.reserve(scratch_bytes * count);
+  clock_.time(stream_, [&] {
+    launch("hold_kernel", hold_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers_,
+           static_cast<const u8*>(device_held), static_cast<const i32*>(device_start), scratch_memory, scratch_bytes);
+  });
   char* const back = results_.reserve(count * sizeof(DeviceLayer));
   check("cudaMemcpyAsync",
         cudaMemcpyAsync(back, layers_, count * sizeof(DeviceLayer), cudaMemcpyDeviceToHost, stream_));
@@ -367,7 +372,7 @@ void Engine::begin_walks(const PluginWalk* walks, int32_t count) {
 void Engine::walk(int64_t until) {
   use_device();
   if (walks_.empty()) return;
-  launch_walks(until);
+  clock_.time(stream_, [&] { launch_walks(until); });
   wait();
 }
 
@@ -463,16 +468,17 @@ void Engine::price_all() {
   char* const scratch_memory = fits ? nullptr : price_scratch_.reserve(scratch_bytes * at_once);
   const auto kernel = fits ? price_kernel<true> : price_kernel<false>;
   Signature signature;
-  signature.add(layers_).add(device_found_).add(staged_found_.data()).add(staged_bytes).add(found);
+  signature.add(layers_).add(device_found_).add(found);
   signature.add(scratch_memory).add(scratch_bytes).add(count_).add(cells());
-  best_stage_.run(stream_, signature, [&] {
-    check("cudaMemcpyAsync",
-          cudaMemcpyAsync(device_found_, staged_found, staged_bytes, cudaMemcpyHostToDevice, stream_));
-    for (u64 first = 0; first < found; first += at_once) {
-      const PriceArguments arguments{layers_, device_found_ + first, device_terms_ + first, scratch_memory, scratch_bytes};
-      launch("price_kernel", kernel, grid(static_cast<int64_t>(std::min(at_once, found - first))), threads(kPriceThreads),
-             fits ? shared : kTeamShared, stream_, arguments);
-    }
+  check("cudaMemcpyAsync", cudaMemcpyAsync(device_found_, staged_found, staged_bytes, cudaMemcpyHostToDevice, stream_));
+  clock_.time(stream_, [&] {
+    best_stage_.run(stream_, signature, [&] {
+      for (u64 first = 0; first < found; first += at_once) {
+        const PriceArguments arguments{layers_, device_found_ + first, device_terms_ + first, scratch_memory, scratch_bytes};
+        launch("price_kernel", kernel, grid(static_cast<int64_t>(std::min(at_once, found - first))), threads(kPriceThreads),
+               fits ? shared : kTeamShared, stream_, arguments);
+      }
+    });
   });
 }
 
@@ -480,9 +486,11 @@ void Engine::best(PluginFound* found, int32_t* placements) {
   use_device();
   wait();
   price_all();
-  launch("choose_kernel", choose_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_,
-         static_cast<const DeviceLayer*>(layers_), static_cast<const DevicePlacement*>(device_found_),
-         static_cast<const FineTerms*>(device_terms_), device_choices_, device_chosen_);
+  clock_.time(stream_, [&] {
+    launch("choose_kernel", choose_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_,
+           static_cast<const DeviceLayer*>(layers_), static_cast<const DevicePlacement*>(device_found_),
+           static_cast<const FineTerms*>(device_terms_), device_choices_, device_chosen_);
+  });
   // The choices and the chosen placements lie side by side: one copy brings both.
   const u64 bytes = static_cast<u64>(reinterpret_cast<char*>(device_chosen_ + static_cast<u64>(count_) * cells()) -
                                      reinterpret_cast<char*>(device_choices_));
@@ -585,8 +593,10 @@ void Engine::copy_placements(const std::vector<DeviceCopy>& copies) {
   char* const device = copies_.reserve(bytes);
   std::memcpy(staged, copies.data(), bytes);
   check("cudaMemcpyAsync", cudaMemcpyAsync(device, staged, bytes, cudaMemcpyHostToDevice, stream_));
-  launch("copy_kernel", copy_kernel, grid(static_cast<int64_t>(copies.size())), threads(kTableThreads), kTeamShared, stream_,
-         static_cast<const DeviceLayer*>(layers_), reinterpret_cast<const DeviceCopy*>(device));
+  clock_.time(stream_, [&] {
+    launch("copy_kernel", copy_kernel, grid(static_cast<int64_t>(copies.size())), threads(kTableThreads), kTeamShared, stream_,
+           static_cast<const DeviceLayer*>(layers_), reinterpret_cast<const DeviceCopy*>(device));
+  });
 }
 
 // ---- bounds
@@ -736,7 +746,9 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
     const auto kernel = shape.table_fits     ? evaluate_kernel<true, true>
                         : shape.scratch_fits ? evaluate_kernel<false, true>
                                              : evaluate_kernel<false, false>;
-    launch("evaluate_kernel", kernel, grid(blocks, count_), shape.threads, shape.shared_bytes, stream_, arguments);
+    clock_.time(stream_, [&] {
+      launch("evaluate_kernel", kernel, grid(blocks, count_), shape.threads, shape.shared_bytes, stream_, arguments);
+    });
     const u64 out_bytes = static_cast<u64>(reinterpret_cast<char*>(half.bad_slot) - reinterpret_cast<char*>(half.terms)) +
                           static_cast<u64>(half.count) * static_cast<u64>(count_) * sizeof(i32);
     check("cudaMemcpyAsync",

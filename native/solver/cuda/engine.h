@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "device_data.h"
+#include "kernel_clock.h"
 #include "memory.h"
 #include "plugin.h"
 #include "stage.h"
@@ -49,6 +50,7 @@ class Engine {
   void bounds(int64_t* bounds);
   void evaluate(const int32_t* candidates, int64_t count, int64_t layer_stride, int64_t first_layer, const LiveGpus& live,
                 FineTerms* terms, int32_t* bad_slot);
+  double kernel_ms() const { return clock_.ms(); }
 
  private:
   // A placement that may be asked for by its id.
@@ -81,6 +83,7 @@ class Engine {
   cudaStream_t stream_ = nullptr;
   cudaStream_t bound_stream_ = nullptr;
   cudaEvent_t tables_done_ = nullptr;
+  KernelClock clock_;  // of stream_
 
   // The layers at hand. Only the numbers of shape_ mean anything here.
   FineLayer shape_;

@@ -123,8 +123,10 @@ int32_t evaluate(PluginEngine* e, const int32_t* candidates, int64_t count, int6
                [&] { e->engine.evaluate(candidates, count, layer_stride, first_layer, *live, terms, bad_slot); });
 }
 
+double kernel_ms(PluginEngine* e) { return e->engine.kernel_ms(); }
+
 const PluginApi kApi = {kPluginVersion, devices, open,  close, fill,  hold,   begin_walks, walk,
-                        best,           found,   keep,  fetch, prove, bounds, evaluate};
+                        best,           found,   keep,  fetch, prove, bounds, evaluate,    kernel_ms};
 
 }  // namespace
 }  // namespace cuda

@@ -12,7 +12,7 @@ namespace gimbal {
 namespace cuda {
 
 // Rises with every change of what follows; an addon and a plug-in of different versions do not work together.
-constexpr uint32_t kPluginVersion = 1;
+constexpr uint32_t kPluginVersion = 2;
 constexpr const char* kPluginEntry = "gimbal_cuda_plugin";
 
 struct PluginStatus {
@@ -97,6 +97,8 @@ struct PluginApi {
   int32_t (*evaluate)(PluginEngine* engine, const int32_t* candidates, int64_t count, int64_t layer_stride,
                       int64_t first_layer, const spec::LiveGpus* live, spec::FineTerms* terms, int32_t* bad_slot,
                       PluginStatus* status);
+  // How long kernels took since fill() was called, as far as they were waited for and without those of the bounds; ms.
+  double (*kernel_ms)(PluginEngine* engine);
 };
 
 using PluginEntry = const PluginApi* (*)();
