@@ -3,15 +3,20 @@
  * for every architecture, from the compiler; instructions, traffic and waiting of whole plans, counted by running the
  * compiler's PTX on the host execution layer; and times modelled from both. Nothing here may get worse than budgets.json.
  */
-import { execFile } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { promisify } from 'node:util';
 import { type BenchResult, type Check, DEFAULT_SEED, type RunOptions, type Table } from '../harness.js';
 import { SHAPES, type ShapeName } from '../workloads.js';
-import { ARCHITECTURES, type Architecture, DEVICES, type Device, ISSUED_PER_CLOCK } from './machines.js';
-import { type KernelCounts, type ModelledKernel, modelKernel, modelPlan } from './model.js';
+import { hostlayerMissing, runOnHostlayer } from './hostlayer.js';
+import { ARCHITECTURES, type Architecture, DEVICES, type Device } from './machines.js';
+import {
+  evaluationRoofline,
+  type KernelCounts,
+  type ModelledKernel,
+  modelKernel,
+  modelPlan,
+} from './model.js';
 import type { SampleJob } from './sample.js';
 import {
   blocksPerMultiprocessor,
@@ -25,8 +30,6 @@ import {
 export const name = 'kernels';
 export const question = 'what do the CUDA kernels cost, as far as can be told without a GPU?';
 
-const ROOT = join(__dirname, '..', '..');
-const HOSTLAYER = join(ROOT, 'build-tests', 'gimbal_cuda_hostlayer.so');
 const BUDGETS = join(__dirname, 'budgets.json');
 
 /** Launch shapes at which occupancy is stated: a first plan of DeepSeek-V3's shape, and its evaluation. */
@@ -77,8 +80,8 @@ export interface Costs {
 export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
   const found = findNvcc();
   const notes = 'reason' in found ? [`skipped: ${found.reason}`] : [];
-  if (!existsSync(HOSTLAYER))
-    notes.push('skipped: the kernels are not executed (npm test builds the host execution layer)');
+  const missing = hostlayerMissing();
+  if (missing !== undefined) notes.push(`skipped: the kernels are not executed, since ${missing}`);
   if ('reason' in found) return { name, question, seed, small, tables: [], checks: [], notes };
   const costs = await measure(seed, small);
   notes.push(
@@ -113,7 +116,7 @@ export async function measure(seed: number, small: boolean): Promise<Costs> {
   await Promise.all([worker(), worker()]);
   const plans: Costs['plans'] = [];
   let evaluated: KernelCounts[] = [];
-  const executes = existsSync(HOSTLAYER);
+  const executes = hostlayerMissing() === undefined;
   if (executes) {
     for (const { shape, nodes } of small ? PLANS.slice(1, 2) : PLANS) {
       plans.push({
@@ -148,21 +151,12 @@ async function count(job: SampleJob, multiprocessors: number): Promise<KernelCou
   const folder = mkdtempSync(join(tmpdir(), 'gimbal-kernels-'));
   try {
     const report = join(folder, 'report.json');
-    await promisify(execFile)(
-      process.execPath,
-      ['--import', 'tsx', join(__dirname, 'sample.ts'), JSON.stringify(job)],
-      {
-        cwd: ROOT,
-        env: {
-          ...process.env,
-          GIMBAL_CUDA_PLUGIN: HOSTLAYER,
-          HOSTLAYER_PTX: await ptxFile(ARCHITECTURES.find(({ name }) => name === 'sm_90')!),
-          HOSTLAYER_PTX_REPORT: report,
-          HOSTLAYER_SMS: String(multiprocessors),
-          HOSTLAYER_SHARED_KB: '227',
-        },
-      },
-    );
+    await runOnHostlayer(join(__dirname, 'sample.ts'), job, {
+      HOSTLAYER_PTX: await ptxFile(ARCHITECTURES.find(({ name }) => name === 'sm_90')!),
+      HOSTLAYER_PTX_REPORT: report,
+      HOSTLAYER_SMS: String(multiprocessors),
+      HOSTLAYER_SHARED_KB: '227',
+    });
     const counts: KernelCounts[] = JSON.parse(readFileSync(report, 'utf8'));
     return counts.map((kernel) => ({ ...kernel, kernel: kernelName(kernel.kernel) }));
   } finally {
@@ -247,29 +241,21 @@ async function modelOnePlan(
   return { device, kernels, ms: modelPlan(device, kernels, BESIDE, tokensBytes, placementBytes) };
 }
 
-/**
- * The roofline of an evaluation: memory, or the instructions that nothing can be left out of. For each slot: two exact
- * quotients of 64 bits by multiplication (four products, the sum of their parts, the remainder and its correction: 19 each), the
- * product of tokens and cost (3), two additions of 64 bits (4), an id, its replicas, tokens and communication read (4), an id
- * checked (1), kept (1) and counted (1), a loop's turn and addresses (2). For each expert: cleared, read, checked (3).
- */
-const LEAST_PER_SLOT = 2 * 19 + 3 + 4 + 4 + 3 + 2;
-const LEAST_PER_EXPERT = 3;
-
 async function modelEvaluation(
   device: Device,
   counts: KernelCounts[],
   compiled: Map<string, KernelResources[]>,
 ) {
   const { layers, experts, gpus, slotsPerGpu } = SHAPES[STATED];
-  const slots = gpus * slotsPerGpu;
-  const bytes = layers * CANDIDATES * (slots * 4 + 36);
+  const roofline = evaluationRoofline(device, {
+    experts,
+    slots: gpus * slotsPerGpu,
+    count: layers * CANDIDATES,
+  });
   const evaluate = counts.filter(({ kernel }) => kernel.startsWith('evaluate'));
   const whole = () => (layers * CANDIDATES) / CANDIDATES_PER_LAUNCH;
-  const [kernel] = await modelAll(device, evaluate, compiled, whole, () => bytes);
-  const leastIssued = (layers * CANDIDATES * (slots * LEAST_PER_SLOT + experts * LEAST_PER_EXPERT)) / 32;
-  const issueMs = leastIssued / device.multiprocessors / ISSUED_PER_CLOCK / device.clockGhz / 1e6;
-  return { device, kernel: kernel!, rooflineMs: Math.max(bytes / device.memoryBandwidth / 1e6, issueMs) };
+  const [kernel] = await modelAll(device, evaluate, compiled, whole, () => roofline.bytes);
+  return { device, kernel: kernel!, rooflineMs: Math.max(roofline.memoryMs, roofline.issueMs) };
 }
 
 // ---- tables
@@ -409,7 +395,10 @@ export function budgetChecks(costs: Costs, budgets: Budgets): Check[] {
     'no kernel spills registers or needs a stack',
     each
       .filter((k) => k.spilledBytes + k.stackBytes > 0)
-      .map((k) => `${label(k.kernel)} on ${k.architecture.name}: ${k.spilledBytes} bytes`),
+      .map(
+        (k) =>
+          `${label(k.kernel)} on ${k.architecture.name}: ${k.spilledBytes} bytes spilled, ${k.stackBytes} bytes of stack`,
+      ),
   );
   add(
     'every kernel runs where its shared memory fits',

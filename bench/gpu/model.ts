@@ -89,6 +89,34 @@ export function modelKernel(
   };
 }
 
+/** What an evaluation's roofline depends on of a device. */
+export type Throughput = Pick<Device, 'multiprocessors' | 'clockGhz' | 'memoryBandwidth'>;
+
+/**
+ * The instructions that nothing can be left out of, of a thread. For each slot: two exact quotients of 64 bits by multiplication
+ * (four products, the sum of their parts, the remainder and its correction: 19 each), the product of tokens and cost (3), two
+ * additions of 64 bits (4), an id, its replicas, tokens and communication read (4), an id checked (1), kept (1) and counted (1),
+ * a loop's turn and addresses (2). For each expert: cleared, read, checked (3).
+ */
+const LEAST_PER_SLOT = 2 * 19 + 3 + 4 + 4 + 3 + 2;
+const LEAST_PER_EXPERT = 3;
+/** A candidate layer's terms and its verdict. */
+const RESULT_BYTES = 36;
+
+/** Less than the longer of these times, evaluating `count` candidate layers cannot take: memory's, and that of instructions. */
+export function evaluationRoofline(
+  { multiprocessors, clockGhz, memoryBandwidth }: Throughput,
+  { experts, slots, count }: { experts: number; slots: number; count: number },
+): { bytes: number; memoryMs: number; issueMs: number } {
+  const bytes = count * (slots * 4 + RESULT_BYTES);
+  const issued = (count * (slots * LEAST_PER_SLOT + experts * LEAST_PER_EXPERT)) / 32;
+  return {
+    bytes,
+    memoryMs: bytes / memoryBandwidth / 1e6,
+    issueMs: issued / multiprocessors / ISSUED_PER_CLOCK / clockGhz / 1e6,
+  };
+}
+
 /** Kernels one after another on a stream, `beside` on another one meanwhile, and the copies before and after. */
 export function modelPlan(
   device: Device,

@@ -174,17 +174,17 @@ async function keep<T>(what: string, make: (folder: string) => Promise<T>): Prom
 
 let hashed: string | undefined;
 
-/** Of the compiler, the device code, and these files. */
+/** Of the compiler, the device code, and what asks about it. */
 function hash(): string {
   if (hashed !== undefined) return hashed;
-  const folders = ['native/spec', 'native/solver/cuda', 'bench/gpu'].map((folder) => join(ROOT, folder));
-  const files = folders.flatMap((folder) =>
+  const folders = ['native/spec', 'native/solver/cuda'].map((folder) => join(ROOT, folder));
+  const sources = folders.flatMap((folder) =>
     readdirSync(folder)
       .sort()
       .map((name) => join(folder, name)),
   );
   const sum = createHash('sha256').update(JSON.stringify([findNvcc(), NVCC_FLAGS, ARCHITECTURES]));
-  for (const file of files.filter((name) => !name.endsWith('.json'))) {
+  for (const file of [...sources, __filename, join(__dirname, 'occupancy.cc')]) {
     sum.update(relative(ROOT, file)).update(readFileSync(file));
   }
   hashed = sum.digest('hex').slice(0, 16);

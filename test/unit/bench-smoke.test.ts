@@ -3,6 +3,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { gpuBenches } from '../../bench/gpu/index.js';
 import {
   type BenchResult,
   formatResult,
@@ -13,8 +14,10 @@ import {
 } from '../../bench/harness.js';
 import { placementBenches } from '../../bench/placement/index.js';
 
+const benches = [...placementBenches, ...gpuBenches];
+
 describe('benches, small', () => {
-  it.each(placementBenches.map((bench) => [bench.name, bench] as const))(
+  it.each(benches.map((bench) => [bench.name, bench] as const))(
     '%s',
     { timeout: 300_000 },
     async (_, bench) => {
@@ -36,8 +39,8 @@ describe('benches, small', () => {
   );
 
   it('have a question each and a name of their own', () => {
-    expect(new Set(placementBenches.map((bench) => bench.name)).size).toBe(placementBenches.length);
-    for (const bench of placementBenches) expect(bench.question).toMatch(/\?$/);
+    expect(new Set(benches.map((bench) => bench.name)).size).toBe(benches.length);
+    for (const bench of benches) expect(bench.question).toMatch(/\?$/);
   });
 });
 
