@@ -15,6 +15,7 @@ import { promisify } from 'node:util';
 import nodeGypBuild from 'node-gyp-build';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { gpuBenches } from '../../bench/gpu/index.js';
 import { placementBenches } from '../../bench/placement/index.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
@@ -23,6 +24,7 @@ import { makeProblem, SMALL } from '../support/problems.js';
 import { npy } from './cli-fixture.js';
 
 const ROOT = path.join(__dirname, '..', '..');
+const BENCHES = [...placementBenches, ...gpuBenches];
 const PAGES = [
   'README.md',
   'CHANGELOG.md',
@@ -284,7 +286,7 @@ describe('commands', () => {
   const shell = FENCES.filter(({ info }) => ['sh', 'bash', 'shell'].includes(info[0]!));
 
   it('of npm exist', () => {
-    const names = placementBenches.map(({ name }) => name);
+    const names = BENCHES.map(({ name }) => name);
     let seen = 0;
     for (const fence of shell) {
       for (const [command, verb, name, ...rest] of commandsOf(fence.code)) {
@@ -455,8 +457,8 @@ describe('docs/DEPENDENCIES.md', () => {
 describe('docs/BENCHMARKS.md', () => {
   it('has every bench, each with a place for its figures', () => {
     const page = read('docs/BENCHMARKS.md');
-    const described = [...page.matchAll(/^### `(\w+)`/gm)].map(([, name]) => name);
-    expect(described.sort()).toEqual(placementBenches.map(({ name }) => name).sort());
+    const described = [...page.matchAll(/^### `([\w-]+)`/gm)].map(([, name]) => name);
+    expect(described.sort()).toEqual(BENCHES.map(({ name }) => name).sort());
     expect(described.filter((name) => !page.includes(`<!-- figures:${name} -->`))).toEqual([]);
   });
 
