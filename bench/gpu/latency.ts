@@ -6,7 +6,7 @@
 import { execFileSync } from 'node:child_process';
 import { backends, Planner } from '../../lib/index.js';
 import type { DeviceInfo, Effort, Evaluation, PlacementProblem, Plan } from '../../lib/types.js';
-import { eplbGlobal, random } from '../baselines/index.js';
+import { random } from '../baselines/index.js';
 import {
   type BenchResult,
   type Check,
@@ -16,6 +16,7 @@ import {
   type Table,
   totalObjective,
 } from '../harness.js';
+import { type EplbTiming, timeEplb } from '../placement/latency.js';
 import { firstLayers, POPULARITIES, SHAPES, type Shape, SKEWED_TOPICS, workload } from '../workloads.js';
 import { hostlayerMissing, runOnHostlayer } from './hostlayer.js';
 import { evaluationRoofline, type Throughput } from './model.js';
@@ -190,19 +191,12 @@ async function measure(job: Job): Promise<Measured> {
   return measured;
 }
 
-function timeEplb(problem: PlacementProblem): { ms: number; objective: number } {
-  eplbGlobal(problem);
-  const began = performance.now();
-  const placement = eplbGlobal(problem);
-  return { ms: performance.now() - began, objective: totalObjective(problem, placement) };
-}
-
 async function timePlan(
   problem: PlacementProblem,
   shape: string,
   effort: Effort,
   walkers: number | undefined,
-  eplb: { ms: number; objective: number },
+  eplb: EplbTiming,
   { seed, repeat }: Job,
   isFirst: boolean,
 ): Promise<PlanRow> {
@@ -234,7 +228,7 @@ async function timePlan(
     cudaWorstMs: Math.max(...cuda.elapsed),
     kernelMs: median(cuda.kernels),
     firstMs: isFirst ? cuda.firstMs : undefined,
-    eplbMs: eplb.ms,
+    eplbMs: eplb.elapsedMs,
     overEplb: totalObjective(problem, cuda.plan.physicalToLogical) / eplb.objective,
   };
 }

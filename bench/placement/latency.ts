@@ -47,7 +47,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   const checks: Check[] = [];
   for (const { shape, nodes, fastLimitMs } of small ? CASES.slice(0, 1) : CASES) {
     const problem = problemOf(shape, nodes, small, seed);
-    const eplb = eplbOf(problem);
+    const eplb = timeEplb(problem);
     const timings = await timeEfforts(problem, small, seed);
     tables.push(
       timingTable(`${shape} lognormal-1 topics ${nodes}n, ${problem.layers} layers`, timings, eplb),
@@ -73,12 +73,13 @@ function problemOf(shape: ShapeName, nodes: number, small: boolean, seed: number
   return small ? firstLayers(whole, SMALL_LAYERS) : whole;
 }
 
-interface EplbTiming {
+export interface EplbTiming {
   elapsedMs: number;
   objective: number;
 }
 
-function eplbOf(problem: PlacementProblem): EplbTiming {
+/** EPLB's placement beside ours, warm as ours are. */
+export function timeEplb(problem: PlacementProblem): EplbTiming {
   eplbGlobal(problem);
   const began = performance.now();
   const placement = eplbGlobal(problem);

@@ -240,7 +240,7 @@ describe('snippets', () => {
 });
 
 describe('commands', () => {
-  const OWN_SCRIPTS = ['--force', '--prebuilt', '--write'];
+  const OWN_SCRIPTS = ['--force', '--prebuilt', '--whole', '--write'];
   const BENCH_OPTIONS = ['--json', '--small', '--seed'];
   /** Options of others that the pages speak of; a name that is in no list is a mistake. */
   const FOREIGN: Record<string, string[]> = {
