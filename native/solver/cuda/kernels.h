@@ -114,7 +114,7 @@ inline i32 walk_threads(WalkKind kind, i32 slots, i32 stride, i32 walks_by_memor
     const i32 rows = max_of(threads / stride, 1);
     const i64 turns = i64{(slots + rows - 1) / rows} * ((stride + threads - 1) / threads);
     const i64 walks = max_of(min_of(walks_by_memory, warps / (threads / kWarp)), 1);
-    if (turns * best_walks >= best_turns * walks && best_turns != INT64_MAX) continue;
+    if (best_turns != INT64_MAX && turns * best_walks >= best_turns * walks) continue;
     best_turns = turns;
     best_walks = walks;
     best = threads;
