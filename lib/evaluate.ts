@@ -120,6 +120,7 @@ function concatenate(parts: Evaluation[], length: number): Evaluation {
     return whole;
   };
   const columns = Object.fromEntries(COLUMNS.map((field) => [field, column(field)]));
+  const whole: Evaluation = { ...parts.at(-1), ...(columns as Record<Column, Float64Array>) };
   const kernelMs = parts.reduce((total, part) => total + (part.kernelMs ?? 0), 0);
-  return { ...(columns as Record<Column, Float64Array>), ...(kernelMs > 0 ? { kernelMs } : {}) };
+  return kernelMs > 0 ? { ...whole, kernelMs } : whole;
 }

@@ -128,7 +128,9 @@ export interface Evaluation {
   commMax: Float64Array;
   commTotal: Float64Array;
   migrations: Float64Array;
-  /** On a GPU: as a plan's, for all candidates. */
+  /** These as in a plan, for all candidates; absent where there were none. */
+  backend?: BackendName;
+  backendReason?: string;
   kernelMs?: number;
 }
 

@@ -38,12 +38,18 @@ function runs(whole, ptx) {
       HOSTLAYER_SHARED_KB: '4',
       GIMBAL_TEST_SHARE: whole ? '100' : '40',
     }),
-    ...ptx.map(({ architecture, file }) =>
+    ...ptx.flatMap(({ architecture, file }) => [
       run(`the compiler's PTX for ${architecture}`, PLAIN, {
         HOSTLAYER_PTX: file,
         GIMBAL_TEST_SHARE: whole ? '100' : '25',
       }),
-    ),
+      // More threads than some kernels were compiled for, which they may not be launched with.
+      run(`the compiler's PTX for ${architecture}, blocks as large as they may be`, PLAIN, {
+        HOSTLAYER_PTX: file,
+        GIMBAL_CUDA_THREADS: '1024',
+        GIMBAL_TEST_SHARE: LARGE_SHARE,
+      }),
+    ]),
   ];
   if (!whole) return small;
   const sizes = ['32', '64', '96', '128', '160', '256', '512', '1024'].flatMap((threads) =>
@@ -74,11 +80,14 @@ function runSuite(whole) {
   const total = { passed: 0, failed: 0, skipped: 0 };
   const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'gimbal-cuda-'));
   try {
-    const ptx = compile(whole ? ['sm_75', 'sm_80', 'sm_90', 'sm_120'] : ['sm_90'], scratch);
-    if (ptx.length === 0) {
-      console.log("skipped: the compiler's PTX, since nvcc was not found");
-      total.skipped += 1;
-    }
+    const {
+      ptx,
+      skipped,
+      failed: uncompiled,
+    } = compile(whole ? ['sm_75', 'sm_80', 'sm_90', 'sm_120'] : ['sm_90'], scratch);
+    for (const why of [...skipped, ...uncompiled]) console.log(why);
+    total.skipped += skipped.length;
+    total.failed += uncompiled.length;
     for (const { name, plugin, env } of runs(whole, ptx)) {
       const began = Date.now();
       const { passed, failed, output } = runBatchTests(plugin, env);
@@ -125,26 +134,27 @@ function runInstances() {
   return { passed: Number(counts[1]), failed: Number(counts[2]), skipped: 0 };
 }
 
-/** The kernels' PTX for these architectures, or nothing where there is no compiler for it. */
+/** The kernels' PTX for these architectures, as far as there is a compiler that knows them; and what there is not, in words. */
 function compile(architectures, folder) {
   const nvcc = process.env.CUDACXX || 'nvcc';
-  if (spawnSync(nvcc, ['--version'], { stdio: 'ignore' }).status !== 0) return [];
-  return architectures.map((architecture) => {
+  const result = { ptx: [], skipped: [], failed: [] };
+  const known = spawnSync(nvcc, ['--list-gpu-arch'], { encoding: 'utf8' });
+  if (known.status !== 0) {
+    result.skipped.push("skipped: the compiler's PTX, since nvcc was not found");
+    return result;
+  }
+  for (const architecture of architectures) {
+    if (!known.stdout.split(/\s+/).includes(architecture.replace('sm', 'compute'))) {
+      result.skipped.push(`skipped: the compiler's PTX for ${architecture}, which this nvcc does not know`);
+      continue;
+    }
     const file = path.join(folder, `${architecture}.ptx`);
-    const args = [
-      '-std=c++17',
-      '-O3',
-      '-Werror=all-warnings',
-      `-arch=${architecture}`,
-      '-ptx',
-      '-o',
-      file,
-      SOURCE,
-    ];
-    const child = spawnSync(nvcc, args, { cwd: ROOT, encoding: 'utf8' });
-    if (child.status !== 0) throw new Error(`nvcc failed for ${architecture}:\n${child.stderr}`);
-    return { architecture, file };
-  });
+    const flags = ['-std=c++17', '-O3', '-Werror=all-warnings', `-arch=${architecture}`, '-ptx'];
+    const child = spawnSync(nvcc, [...flags, '-o', file, SOURCE], { cwd: ROOT, encoding: 'utf8' });
+    if (child.status === 0) result.ptx.push({ architecture, file });
+    else result.failed.push(`nvcc failed for ${architecture}:\n${child.stderr}`);
+  }
+  return result;
 }
 
 function add(total, more) {

@@ -81,8 +81,8 @@ function buildWithCMake() {
   const cuda = process.env.GIMBAL_CUDA || 'AUTO';
   const args = ['--out', out, '--log-level', 'warn', `--CDGIMBAL_CUDA=${cuda}`];
   const env = { CMAKE_BUILD_PARALLEL_LEVEL: String(os.cpus().length), ...process.env };
-  // A plug-in of an earlier build must not pass for one of this build.
-  if (cuda === 'OFF') for (const folder of [path.join(out, 'Release'), RELEASE]) removePlugin(folder);
+  // A plug-in of an earlier build must not pass for one of this build, which may make none.
+  for (const folder of [path.join(out, 'Release'), RELEASE]) removePlugin(folder);
   // Configured by itself: where there is a build already, `compile` would keep its options.
   for (const command of ['configure', 'compile']) {
     if (!run(process.execPath, [cmakeJs, command, ...args], env))

@@ -23,6 +23,7 @@ import {
   findNvcc,
   type KernelResources,
   kernelName,
+  knownArchitectures,
   ptxFile,
   resources,
 } from './toolchain.js';
@@ -105,7 +106,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
 export async function measure(seed: number, small: boolean): Promise<Costs> {
   const found = findNvcc();
   if ('reason' in found) throw new Error(found.reason);
-  const architectures = small ? ARCHITECTURES.filter(({ name }) => name === 'sm_90') : [...ARCHITECTURES];
+  const architectures = knownArchitectures().filter(({ name }) => !small || name === 'sm_90');
   // Two compilers at a time; each takes some hundred MB.
   const compiled = new Map<string, KernelResources[]>();
   const queue = [...architectures];

@@ -77,7 +77,7 @@ interface PlanRow {
   cudaMs: number;
   cudaWorstMs: number;
   kernelMs: number;
-  /** Of the first plan of the process on the device where this is it: the plug-in opened, the device woken. */
+  /** Of the first plan of the process, where this is it: the device's memory is got, kernels are loaded. */
   firstMs: number | undefined;
   eplbMs: number;
   overEplb: number;
@@ -96,16 +96,20 @@ interface EvaluationRow {
 }
 
 export interface Measured {
+  /** The first look at the backends: the plug-in is opened, the driver started. */
+  openMs: number;
   plans: PlanRow[];
   evaluations: EvaluationRow[];
 }
 
 export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+  const began = performance.now();
   const cuda = backends().find((backend) => backend.name === 'cuda')!;
+  const openMs = performance.now() - began;
   const device = cuda.devices?.[0];
   const result = { name, question, seed, small };
   if (device !== undefined && !isPlayed(device)) {
-    const measured = await measure(small ? smallJob(seed) : wholeJob(seed));
+    const measured = { openMs, ...(await measure(small ? smallJob(seed) : wholeJob(seed))) };
     return { ...result, ...figures(measured, device, small) };
   }
   const notes = [`No GPU here: ${cuda.reason ?? `${device?.name} is none`}. No time of a GPU is given.`];
@@ -117,7 +121,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   notes.push(
     'The host execution layer played the GPU, on few layers: answers are compared, times mean nothing.',
   );
-  const measured: Measured = JSON.parse(
+  const measured: Omit<Measured, 'openMs'> = JSON.parse(
     await runOnHostlayer(__filename, small ? smallJob(seed) : playedJob(seed)),
   );
   return { ...result, tables: [playedTable(measured)], checks: parityChecks(measured), notes };
@@ -130,7 +134,11 @@ export function figures(
   small: boolean,
 ): Pick<BenchResult, 'tables' | 'checks' | 'notes'> {
   return {
-    tables: [deviceTable(device), planTable(measured.plans), evaluationTable(measured.evaluations, device)],
+    tables: [
+      deviceTable(device, measured.openMs),
+      planTable(measured.plans),
+      evaluationTable(measured.evaluations, device),
+    ],
     checks: [...parityChecks(measured), ...(small ? [] : targetChecks(measured, device))],
     notes: [
       'Times are from call to result in JavaScript, on a planner that keeps its buffers; kernels are timed by the device.',
@@ -171,8 +179,8 @@ function smallJob(seed: number): Job {
   return { seed, cases: 1, layers: 1, walkers: [2], efforts: 1, candidates: [8], repeat: false };
 }
 
-async function measure(job: Job): Promise<Measured> {
-  const measured: Measured = { plans: [], evaluations: [] };
+async function measure(job: Job): Promise<Omit<Measured, 'openMs'>> {
+  const measured: Omit<Measured, 'openMs'> = { plans: [], evaluations: [] };
   for (const { shape, nodes, efforts } of CASES.slice(0, job.cases)) {
     const popularity = POPULARITIES['lognormal-1'];
     const whole = workload({ shape, popularity, nodes, seed: job.seed, topics: SKEWED_TOPICS });
@@ -294,7 +302,7 @@ function throughput(device: DeviceInfo): Throughput {
   };
 }
 
-function deviceTable(device: DeviceInfo): Table {
+function deviceTable(device: DeviceInfo, openMs: number): Table {
   const { multiprocessors, clockGhz, memoryBandwidth } = throughput(device);
   return {
     title: 'device',
@@ -308,6 +316,7 @@ function deviceTable(device: DeviceInfo): Table {
       ['memory bandwidth, GB/s', Number(memoryBandwidth.toFixed(0))],
       ['CUDA of the driver', device.driver],
       ['CUDA of the plug-in', device.runtime],
+      ['plug-in opened, driver started, ms', Number(openMs.toFixed(1))],
       ...stateOfDevice(),
     ],
   };
@@ -402,7 +411,7 @@ function evaluationTable(evaluations: EvaluationRow[], device: DeviceInfo): Tabl
 }
 
 /** No times: those of a GPU that a CPU plays are none. */
-function playedTable({ plans, evaluations }: Measured): Table {
+function playedTable({ plans, evaluations }: Pick<Measured, 'plans' | 'evaluations'>): Table {
   return {
     title: 'answers compared, the GPU played by the CPU',
     columns: ['shape', 'what', 'same'],
@@ -423,7 +432,7 @@ function playedTable({ plans, evaluations }: Measured): Table {
 
 // ---- checks
 
-function parityChecks({ plans, evaluations }: Measured): Check[] {
+function parityChecks({ plans, evaluations }: Pick<Measured, 'plans' | 'evaluations'>): Check[] {
   const check = (what: string, rows: { same: boolean }[]): Check => ({
     target: `CUDA's ${what} are the CPU's, bit for bit`,
     measured: `${rows.filter(({ same }) => same).length} of ${rows.length}`,

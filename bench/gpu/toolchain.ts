@@ -43,6 +43,12 @@ export function findNvcc(): { version: string } | { reason: string } {
   }
 }
 
+/** Of ours, the architectures that this nvcc compiles for. */
+export function knownArchitectures(): Architecture[] {
+  const known = execFileSync(nvcc(), ['--list-gpu-arch'], { encoding: 'utf8' }).split(/\s+/);
+  return ARCHITECTURES.filter(({ name }) => known.includes(name.replace('sm', 'compute')));
+}
+
 function nvcc(): string {
   return process.env.CUDACXX || 'nvcc';
 }

@@ -267,6 +267,8 @@ Napi::Value evaluation_to_js(Napi::Env env, const Evaluation& evaluation) {
   object.Set("commMax", array_to_js(env, evaluation.comm_max_ns));
   object.Set("commTotal", array_to_js(env, evaluation.comm_total_ns));
   object.Set("migrations", array_to_js(env, evaluation.migrations));
+  object.Set("backend", evaluation.backend);
+  if (!evaluation.backend_reason.empty()) object.Set("backendReason", evaluation.backend_reason);
   if (evaluation.kernel_ms > 0) object.Set("kernelMs", evaluation.kernel_ms);
   return object;
 }

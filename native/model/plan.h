@@ -46,6 +46,8 @@ struct Evaluation {
   std::vector<double> comm_max_ns;
   std::vector<double> comm_total_ns;
   std::vector<double> migrations;
+  std::string backend;         // as a plan's
+  std::string backend_reason;
   double kernel_ms = 0;  // in kernels of the GPU, for all of them
 };
 

@@ -224,6 +224,10 @@ class Planning {
   LayerJob& job(int32_t n) { return ws_.jobs[static_cast<size_t>(n)]; }
 
   void run_batch(int32_t first, int32_t count) {
+    // Where an attempt with more layers has run out of memory, its work counts for nothing.
+    if (first == batch_first_) work_done_ = work_before_;
+    batch_first_ = first;
+    work_before_ = work_done_;
     FillHooks hooks;
     hooks.held = [&](int32_t n, const int64_t* expert_tokens) {
       poll();
@@ -507,6 +511,8 @@ class Planning {
   int64_t dual_price_ = 0;
   std::mutex dual_mutex_;
   int64_t dual_bound_ = 0;
+  int32_t batch_first_ = -1;
+  int64_t work_before_ = 0;  // the batch at hand
   std::atomic<int64_t> work_done_{0};
   int64_t total_work_ = 0;
   Plan plan_;
@@ -625,9 +631,12 @@ Plan plan_placement(const ProblemInput& problem, const SolveOptions& options, Wo
 
 Evaluation evaluate_placements(const ProblemInput& problem, const int32_t* candidates, int64_t count,
                                const SolveOptions& options, Workspace& workspace) {
-  Backend& backend = select_backend(options.backend, options.device).backend;
-  Evaluating evaluating(problem, candidates, count, options, backend, workspace.impl());
-  return evaluating.run();
+  const Selection selected = select_backend(options.backend, options.device);
+  Evaluating evaluating(problem, candidates, count, options, selected.backend, workspace.impl());
+  Evaluation evaluation = evaluating.run();
+  evaluation.backend = selected.backend.name();
+  evaluation.backend_reason = selected.reason;
+  return evaluation;
 }
 
 }  // namespace gimbal

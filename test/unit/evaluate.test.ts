@@ -1,6 +1,6 @@
 /** evaluatePlacements: shapes, chunks, streams, errors that name the right candidate, and stopping. */
 import { describe, expect, it } from 'vitest';
-import { evaluatePlacements, holdProblem, Planner } from '../../lib/index.js';
+import { backends, evaluatePlacements, holdProblem, Planner } from '../../lib/index.js';
 import { contiguous, makeProblem, type Shape, SMALL, shared } from '../support/problems.js';
 
 const slots = SMALL.layers * SMALL.gpus * SMALL.slotsPerGpu;
@@ -55,21 +55,32 @@ describe('evaluatePlacements', () => {
 
   it('is the same for an array, shared memory, a stream, an iterable and a held problem', async () => {
     const candidates = turned(7);
-    const expected = await evaluatePlacements(problem, candidates);
+    const options = { backend: 'cpu' } as const;
+    const expected = await evaluatePlacements(problem, candidates, options);
     const parts = [candidates.subarray(0, slots), new Int32Array(0), candidates.subarray(slots)];
     const held = await holdProblem(problem);
     const planner = new Planner();
     for (const evaluation of await Promise.all([
-      evaluatePlacements(problem, shared(candidates)),
-      evaluatePlacements(problem, stream(...parts)),
-      evaluatePlacements(problem, parts),
-      evaluatePlacements(held, candidates),
-      planner.evaluate(held, candidates, { threads: 2, backend: 'cpu' }),
+      evaluatePlacements(problem, shared(candidates), options),
+      evaluatePlacements(problem, stream(...parts), options),
+      evaluatePlacements(problem, parts, options),
+      evaluatePlacements(held, candidates, options),
+      planner.evaluate(held, candidates, { ...options, threads: 2 }),
     ])) {
       expect(evaluation).toEqual(expected);
     }
     held.release();
     planner.close();
+  });
+
+  it('says what ran, and why no GPU did', async () => {
+    const cuda = backends().find(({ name }) => name === 'cuda')!;
+    const { backend, backendReason } = await evaluatePlacements(problem, turned(1));
+    expect(backend).toBe(cuda.available ? 'cuda' : 'cpu');
+    expect(backendReason).toBe(cuda.available ? undefined : `cuda: ${cuda.reason}`);
+    const forced = await evaluatePlacements(problem, turned(1), { backend: 'cpu' });
+    expect(forced.backend).toBe('cpu');
+    expect(forced.backendReason).toBeUndefined();
   });
 
   it('cuts what is larger than a chunk', async () => {

@@ -20,6 +20,7 @@ const DEVICE: DeviceInfo = {
 function measured(): Measured {
   const shape = SHAPES['deepseek-v3-288'].name;
   return {
+    openMs: 120,
     plans: [
       {
         shape,

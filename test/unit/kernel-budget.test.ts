@@ -38,9 +38,14 @@ describe.skipIf('reason' in nvcc)('the kernels, by the compiler', () => {
     expect(targets).toContain('48 KiB');
   });
 
-  it('compile as C++20 as well', { timeout: 120_000 }, async () => {
-    expect(readFileSync(await ptxFile(sm90, 20), 'utf8')).toContain('.target sm_90');
-  });
+  // CUDA 11 knows no C++20.
+  it.skipIf('version' in nvcc && Number.parseInt(nvcc.version, 10) < 12)(
+    'compile as C++20 as well',
+    { timeout: 120_000 },
+    async () => {
+      expect(readFileSync(await ptxFile(sm90, 20), 'utf8')).toContain('.target sm_90');
+    },
+  );
 
   it('are asked of the calculator as the driver counts', { timeout: 60_000 }, async () => {
     const ask = (registers: number, threads: number, sharedBytes: number) => ({
@@ -58,9 +63,7 @@ describe.skipIf('reason' in nvcc)('the kernels, by the compiler', () => {
 it('the architectures of the bench are those of the build', () => {
   const cmake = readFileSync(join(__dirname, '..', '..', 'CMakeLists.txt'), 'utf8');
   const built = /GIMBAL_CUDA_ARCHITECTURES "([^"]+)"/.exec(cmake)![1]!;
-  expect(ARCHITECTURES.map(({ major, minor }) => `${major}${minor}`)).toEqual(
-    built.split(';').map((entry) => entry.replace('-real', '')),
-  );
+  expect(ARCHITECTURES.map(({ major, minor }) => `${major}${minor}`)).toEqual(built.split(';'));
 });
 
 it('a kernel has one name, mangled or not', () => {

@@ -21,6 +21,8 @@ using cuda::PluginStatus;
 constexpr double kLaunchMs = 20;
 // Candidates that the first launch may look at, before any has been timed: some milliseconds of a small GPU.
 constexpr int64_t kFirstLaunchCandidates = int64_t{1} << 28;
+// Layers are the second dimension of some grids, which ends there.
+constexpr int32_t kMostLayers = 65535;
 // Candidate placements given to the device between two looks at a cancellation.
 constexpr int64_t kEvaluateCells = int64_t{1} << 26;
 
@@ -61,6 +63,10 @@ class BatchCuda final : public LayerBatch {
   void fill(const BatchInputs& inputs, Threads& threads, const FillHooks& hooks) override {
     inputs_ = inputs;
     const Quantised& q = *inputs.problem;
+    if (inputs.count > kMostLayers) {
+      throw Error(ErrorCode::kOutOfRange, "layers", "at most 65535 that must be planned together on a GPU",
+                  std::to_string(inputs.count));
+    }
     open();
     const size_t count = static_cast<size_t>(inputs.count);
     cuda::PluginLayers layers;
@@ -288,7 +294,7 @@ class BackendCuda final : public Backend {
   std::string name() const override { return "cuda"; }
   std::string detail() const override { return detail_; }
   // All at once: the more walks there are, the better a GPU is filled.
-  int32_t layers_per_batch(int32_t) const override { return INT32_MAX; }
+  int32_t layers_per_batch(int32_t) const override { return kMostLayers; }
   std::unique_ptr<LayerBatch> make_batch() override { return std::make_unique<BatchCuda>(api_, device_); }
 
  private:

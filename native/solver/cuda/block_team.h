@@ -89,8 +89,8 @@ GIMBAL_DEVICE i64 warp_sum(i64 x) {
 }
 #endif
 
-// The sum of each lane's total, which is one of numbers of type T. Those of 32 bits, up to 2^16 of them to a lane, are summed
-// in halves that fit the warp's own addition.
+// The sum of the lanes' totals, each of numbers of type T. Where these have 32 bits, and all together sum to less than 2^47, the
+// sum is made in halves that fit the warp's own addition: as integers that wrap, which the lanes' own halves may.
 GIMBAL_DEVICE i64 warp_sum_of(i64 total, i64) { return warp_sum(total); }
 GIMBAL_DEVICE i64 warp_sum_of(i64 total, i32) {
   const i64 low = warp_sum(static_cast<i32>(total & 0xFFFF));

@@ -132,28 +132,41 @@ Engine::Engine(int32_t device) : forced_threads_(threads_of_environment()) {
   allow_shared(price_kernel<true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   allow_shared(evaluate_kernel<true, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
   allow_shared(evaluate_kernel<false, true>, static_cast<size_t>(limits_.shared_bytes_per_block));
-  check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-  check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&bound_stream_, cudaStreamNonBlocking));
-  check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&tables_done_, cudaEventDisableTiming));
-  for (cudaEvent_t& event : half_done_) {
-    check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-  }
+  stream_ = main_stream_.open();
+  bound_stream_ = side_stream_.open();
+  tables_done_.open(cudaEventDisableTiming);
+  for (Event& event : half_done_) event.open(cudaEventDisableTiming);
 }
 
 Engine::~Engine() {
   cudaSetDevice(limits_.device);
-  for (cudaStream_t stream : {stream_, bound_stream_}) {
-    if (stream == nullptr) continue;
-    cudaStreamSynchronize(stream);
-    cudaStreamDestroy(stream);
-  }
-  for (cudaEvent_t event : {tables_done_, half_done_[0], half_done_[1]}) {
-    if (event != nullptr) cudaEventDestroy(event);
-  }
+  for (cudaStream_t stream : {stream_, bound_stream_}) cudaStreamSynchronize(stream);  // before any buffer goes
 }
 
 // The current device is the thread's, and calls come from many threads.
 void Engine::use_device() const { check("cudaSetDevice", cudaSetDevice(limits_.device)); }
+
+// Threads of a block: what a launch would usually take, or what the environment says, as far as the kernel goes with it.
+template <class Kernel>
+int32_t Engine::threads(Kernel kernel, int32_t usual) const {
+  if (forced_threads_ == 0) return usual;
+  cudaFuncAttributes attributes;
+  check("cudaFuncGetAttributes", cudaFuncGetAttributes(&attributes, kernel));
+  return std::min(forced_threads_, static_cast<int32_t>(attributes.maxThreadsPerBlock) / kWarp * kWarp);
+}
+
+template <class Kernel, class... Arguments>
+void Engine::run(const char* name, Kernel kernel, dim3 grid, int32_t usual_threads, size_t shared_bytes, cudaStream_t stream,
+                 Arguments... arguments) const {
+  launch(name, kernel, grid, threads(kernel, usual_threads), shared_bytes, stream, arguments...);
+}
+
+// Recording a stage takes the host a while, which is not the kernels' time.
+template <class Enqueue>
+void Engine::run_timed(Stage* stage, const Signature& signature, Enqueue enqueue) {
+  stage->prepare(stream_, signature, enqueue);
+  clock_.time(stream_, [&] { stage->go(stream_, enqueue); });
+}
 
 void Engine::wait() {
   check("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
@@ -179,7 +192,7 @@ void Engine::fill(const PluginLayers& in, bool wait_for_it, int64_t* expert_toke
   signature.add(layers_).add(count_).add(shape_.gpus).add(shape_.experts).add(shape_.sources).add(shape_.nearest);
   check("cudaMemcpyAsync",
         cudaMemcpyAsync(layers_, staged_inputs_.data(), inputs_bytes_, cudaMemcpyHostToDevice, stream_));
-  clock_.time(stream_, [&] { fill_stage_.run(stream_, signature, [this] { enqueue_tables(); }); });
+  run_timed(&fill_stage_, signature, [this] { enqueue_tables(); });
   if (!wait_for_it) return;
   const u64 experts = static_cast<u64>(shape_.experts);
   const DeviceLayer* const staged = reinterpret_cast<const DeviceLayer*>(staged_inputs_.data());
@@ -261,12 +274,12 @@ void Engine::stage_inputs(const PluginLayers& in) {
 void Engine::enqueue_tables() {
   const DeviceLayer* const layers = layers_;
   const int32_t rows = shape_.nearest ? shape_.sources : shape_.gpus;
-  launch("sum_sources_kernel", sum_sources_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers);
-  launch("comm_rows_kernel", comm_rows_kernel, grid(shape_.gpus, count_), threads(kTableThreads), kTeamShared, stream_, layers);
-  launch("scale_kernel", scale_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers_);
-  launch("table_rows_kernel", table_rows_kernel, grid(rows, count_), threads(kTableThreads), kTeamShared, stream_, layers);
-  launch("table_experts_kernel", table_experts_kernel, grid((shape_.experts + kExpertsPerBlock - 1) / kExpertsPerBlock, count_),
-         threads(kTableThreads), kTeamShared, stream_, layers);
+  run("sum_sources_kernel", sum_sources_kernel, grid(count_), kTableThreads, kTeamShared, stream_, layers);
+  run("comm_rows_kernel", comm_rows_kernel, grid(shape_.gpus, count_), kTableThreads, kTeamShared, stream_, layers);
+  run("scale_kernel", scale_kernel, grid(count_), kTableThreads, kTeamShared, stream_, layers_);
+  run("table_rows_kernel", table_rows_kernel, grid(rows, count_), kTableThreads, kTeamShared, stream_, layers);
+  run("table_experts_kernel", table_experts_kernel, grid((shape_.experts + kExpertsPerBlock - 1) / kExpertsPerBlock, count_),
+      kTableThreads, kTeamShared, stream_, layers);
 }
 
 // ---- incumbents
@@ -295,8 +308,8 @@ void Engine::hold(const uint8_t* const* held, const int32_t* const* start, FineT
   const u64 scratch_bytes = lay_out_price(shape_, nullptr, &scratch);
   char* const scratch_memory = price_scratch_.reserve(scratch_bytes * count);
   clock_.time(stream_, [&] {
-    launch("hold_kernel", hold_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_, layers_,
-           static_cast<const u8*>(device_held), static_cast<const i32*>(device_start), scratch_memory, scratch_bytes);
+    run("hold_kernel", hold_kernel, grid(count_), kTableThreads, kTeamShared, stream_, layers_,
+        static_cast<const u8*>(device_held), static_cast<const i32*>(device_start), scratch_memory, scratch_bytes);
   });
   char* const back = results_.reserve(count * sizeof(DeviceLayer));
   check("cudaMemcpyAsync",
@@ -372,7 +385,7 @@ void Engine::begin_walks(const PluginWalk* walks, int32_t count) {
 void Engine::walk(int64_t until) {
   use_device();
   if (walks_.empty()) return;
-  clock_.time(stream_, [&] { launch_walks(until); });
+  launch_walks(until);
   wait();
 }
 
@@ -388,7 +401,7 @@ void Engine::launch_walks(int64_t until) {
   const size_t shared = kTeamShared + work_bytes;
   const int32_t count = static_cast<int32_t>(walks_.size());
   const int32_t walks_by_memory = static_cast<int32_t>(limits_.shared_bytes_per_multiprocessor / (shared + kReservedShared));
-  const int32_t walk_threads = threads(cuda::walk_threads(walk_kind(), view_.slots, view_.stride, walks_by_memory));
+  const int32_t usual_threads = cuda::walk_threads(walk_kind(), view_.slots, view_.stride, walks_by_memory);
   WalkArguments arguments{layers_, device_walks_, progress_, nullptr, work_bytes, until};
   if (shared <= static_cast<size_t>(limits_.shared_bytes_per_block)) {
     const WalkKind kind = walk_kind();
@@ -396,20 +409,22 @@ void Engine::launch_walks(int64_t until) {
                         : kind == WalkKind::kAny ? walk_kernel<WalkKind::kAny, true>
                                                  : walk_kernel<WalkKind::kNearest, true>;
     Signature signature;
-    signature.add(layers_).add(device_walks_).add(progress_).add(shared).add(until).add(count).add(kind);
-    walk_stage_.run(stream_, signature, [&] {
-      launch("walk_kernel", kernel, grid(count), walk_threads, shared, stream_, arguments);
+    signature.add(layers_).add(device_walks_).add(progress_).add(shared).add(until).add(count).add(kind).add(usual_threads);
+    run_timed(&walk_stage_, signature, [&] {
+      run("walk_kernel", kernel, grid(count), usual_threads, shared, stream_, arguments);
     });
     return;
   }
   // Too large for shared memory: the work lies in global memory, for some walks at a time.
   const auto kernel = view_.nearest ? walk_kernel<WalkKind::kNearest, false> : walk_kernel<WalkKind::kAny, false>;
   arguments.work = work_.reserve(work_bytes * static_cast<u64>(std::min(count, kMostGlobalWalks)));
-  for (int32_t first = 0; first < count; first += kMostGlobalWalks) {
-    arguments.walks = device_walks_ + first;
-    arguments.progress = progress_ + first;
-    launch("walk_kernel", kernel, grid(std::min(kMostGlobalWalks, count - first)), walk_threads, kTeamShared, stream_, arguments);
-  }
+  clock_.time(stream_, [&] {
+    for (int32_t first = 0; first < count; first += kMostGlobalWalks) {
+      arguments.walks = device_walks_ + first;
+      arguments.progress = progress_ + first;
+      run("walk_kernel", kernel, grid(std::min(kMostGlobalWalks, count - first)), usual_threads, kTeamShared, stream_, arguments);
+    }
+  });
 }
 
 // ---- what the walks found
@@ -471,14 +486,12 @@ void Engine::price_all() {
   signature.add(layers_).add(device_found_).add(found);
   signature.add(scratch_memory).add(scratch_bytes).add(count_).add(cells());
   check("cudaMemcpyAsync", cudaMemcpyAsync(device_found_, staged_found, staged_bytes, cudaMemcpyHostToDevice, stream_));
-  clock_.time(stream_, [&] {
-    best_stage_.run(stream_, signature, [&] {
-      for (u64 first = 0; first < found; first += at_once) {
-        const PriceArguments arguments{layers_, device_found_ + first, device_terms_ + first, scratch_memory, scratch_bytes};
-        launch("price_kernel", kernel, grid(static_cast<int64_t>(std::min(at_once, found - first))), threads(kPriceThreads),
-               fits ? shared : kTeamShared, stream_, arguments);
-      }
-    });
+  run_timed(&best_stage_, signature, [&] {
+    for (u64 first = 0; first < found; first += at_once) {
+      const PriceArguments arguments{layers_, device_found_ + first, device_terms_ + first, scratch_memory, scratch_bytes};
+      run("price_kernel", kernel, grid(static_cast<int64_t>(std::min(at_once, found - first))), kPriceThreads,
+          fits ? shared : kTeamShared, stream_, arguments);
+    }
   });
 }
 
@@ -487,9 +500,9 @@ void Engine::best(PluginFound* found, int32_t* placements) {
   wait();
   price_all();
   clock_.time(stream_, [&] {
-    launch("choose_kernel", choose_kernel, grid(count_), threads(kTableThreads), kTeamShared, stream_,
-           static_cast<const DeviceLayer*>(layers_), static_cast<const DevicePlacement*>(device_found_),
-           static_cast<const FineTerms*>(device_terms_), device_choices_, device_chosen_);
+    run("choose_kernel", choose_kernel, grid(count_), kTableThreads, kTeamShared, stream_,
+        static_cast<const DeviceLayer*>(layers_), static_cast<const DevicePlacement*>(device_found_),
+        static_cast<const FineTerms*>(device_terms_), device_choices_, device_chosen_);
   });
   // The choices and the chosen placements lie side by side: one copy brings both.
   const u64 bytes = static_cast<u64>(reinterpret_cast<char*>(device_chosen_ + static_cast<u64>(count_) * cells()) -
@@ -594,8 +607,8 @@ void Engine::copy_placements(const std::vector<DeviceCopy>& copies) {
   std::memcpy(staged, copies.data(), bytes);
   check("cudaMemcpyAsync", cudaMemcpyAsync(device, staged, bytes, cudaMemcpyHostToDevice, stream_));
   clock_.time(stream_, [&] {
-    launch("copy_kernel", copy_kernel, grid(static_cast<int64_t>(copies.size())), threads(kTableThreads), kTeamShared, stream_,
-           static_cast<const DeviceLayer*>(layers_), reinterpret_cast<const DeviceCopy*>(device));
+    run("copy_kernel", copy_kernel, grid(static_cast<int64_t>(copies.size())), kTableThreads, kTeamShared, stream_,
+        static_cast<const DeviceLayer*>(layers_), reinterpret_cast<const DeviceCopy*>(device));
   });
 }
 
@@ -623,15 +636,17 @@ void Engine::prove(const int64_t* prices, int32_t price_count, int32_t iteration
   std::memcpy(staged, prices, static_cast<u64>(price_count) * sizeof(i64));
   Signature signature;
   signature.add(layers_).add(device_prices).add(staged).add(back).add(price_count).add(count_).add(iterations).add(scratch_bytes);
-  check("cudaEventRecord", cudaEventRecord(tables_done_, stream_));
-  check("cudaStreamWaitEvent", cudaStreamWaitEvent(bound_stream_, tables_done_, 0));
-  bound_stage_.run(bound_stream_, signature, [&] {
+  check("cudaEventRecord", cudaEventRecord(tables_done_.get(), stream_));
+  check("cudaStreamWaitEvent", cudaStreamWaitEvent(bound_stream_, tables_done_.get(), 0));
+  const auto enqueue = [&] {
     check("cudaMemcpyAsync", cudaMemcpyAsync(device_prices, staged, static_cast<u64>(price_count) * sizeof(i64),
                                              cudaMemcpyHostToDevice, bound_stream_));
     const BoundArguments arguments{layers_, device_prices, device_bounds, device_scratch, scratch_bytes, iterations};
-    launch("bound_kernel", bound_kernel, grid(count_, price_count), threads(kTableThreads), kTeamShared, bound_stream_, arguments);
+    run("bound_kernel", bound_kernel, grid(count_, price_count), kTableThreads, kTeamShared, bound_stream_, arguments);
     check("cudaMemcpyAsync", cudaMemcpyAsync(back, device_bounds, bounds * sizeof(i64), cudaMemcpyDeviceToHost, bound_stream_));
-  });
+  };
+  bound_stage_.prepare(bound_stream_, signature, enqueue);
+  bound_stage_.go(bound_stream_, enqueue);
 }
 
 void Engine::bounds(int64_t* bounds) {
@@ -656,8 +671,9 @@ EvaluateLaunch Engine::evaluate_launch(size_t scratch_bytes) const {
   EvaluateLaunch launch;
   launch.table_fits = warps_beside(table) >= kLeastWarps;
   launch.scratch_fits = launch.table_fits || warps_beside(0) >= kLeastWarps;
-  const int32_t warps = launch.table_fits ? warps_beside(table) : launch.scratch_fits ? warps_beside(0) : kTableThreads / kWarp;
-  launch.threads = threads(warps * kWarp);
+  int32_t warps = launch.table_fits ? warps_beside(table) : launch.scratch_fits ? warps_beside(0) : kTableThreads / kWarp;
+  if (forced_threads_ > 0) warps = std::min(warps, forced_threads_ / kWarp);
+  launch.threads = warps * kWarp;
   const size_t scratch = launch.scratch_fits ? scratch_bytes * static_cast<size_t>(launch.threads / kWarp) : 0;
   launch.shared_bytes = std::max<size_t>((launch.table_fits ? table : 0) + scratch, kTeamShared);
   launch.blocks_per_multiprocessor = static_cast<int32_t>(std::max<size_t>(
@@ -716,7 +732,7 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
   for (int64_t first = 0; first < count; first += most, turn ^= 1) {
     Half& half = staged[turn];
     if (half.count > 0) {
-      check("cudaEventSynchronize", cudaEventSynchronize(half_done_[turn]));
+      check("cudaEventSynchronize", cudaEventSynchronize(half_done_[turn].get()));
       collect(half);
     }
     half.first = first;
@@ -753,7 +769,7 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
                           static_cast<u64>(half.count) * static_cast<u64>(count_) * sizeof(i32);
     check("cudaMemcpyAsync",
           cudaMemcpyAsync(half.terms, device[turn].terms, out_bytes, cudaMemcpyDeviceToHost, stream_));
-    check("cudaEventRecord", cudaEventRecord(half_done_[turn], stream_));
+    check("cudaEventRecord", cudaEventRecord(half_done_[turn].get(), stream_));
   }
   wait();
   for (Half& half : staged) {

@@ -75,14 +75,20 @@ class Engine {
   const DevicePlacement& placement(int32_t layer, int32_t id) const;
   size_t cells() const { return static_cast<size_t>(shape_.gpus) * static_cast<size_t>(shape_.slots); }
 
-  // Threads of a block: what the launch would take, unless the environment says otherwise.
-  int32_t threads(int32_t usual) const { return forced_threads_ > 0 ? forced_threads_ : usual; }
+  template <class Kernel>
+  int32_t threads(Kernel kernel, int32_t usual) const;
+  template <class Kernel, class... Arguments>
+  void run(const char* name, Kernel kernel, dim3 grid, int32_t usual_threads, size_t shared_bytes, cudaStream_t stream,
+           Arguments... arguments) const;
+  template <class Enqueue>
+  void run_timed(Stage* stage, const Signature& signature, Enqueue enqueue);
 
-  const int32_t forced_threads_;
+  const int32_t forced_threads_;  // by the environment; 0: none
   DeviceLimits limits_;
-  cudaStream_t stream_ = nullptr;
-  cudaStream_t bound_stream_ = nullptr;
-  cudaEvent_t tables_done_ = nullptr;
+  Stream main_stream_, side_stream_;
+  cudaStream_t stream_ = nullptr;        // main_stream_'s,
+  cudaStream_t bound_stream_ = nullptr;  // and side_stream_'s
+  Event tables_done_;
   KernelClock clock_;  // of stream_
 
   // The layers at hand. Only the numbers of shape_ mean anything here.
@@ -133,7 +139,7 @@ class Engine {
   DeviceBuffer candidates_[2];
   PinnedBuffer staged_candidates_[2];
   DeviceBuffer evaluate_scratch_;
-  cudaEvent_t half_done_[2] = {nullptr, nullptr};
+  Event half_done_[2];
 };
 
 }  // namespace cuda

@@ -1,7 +1,7 @@
 // How long kernels take, by the device's own clock.
 #pragma once
 
-#include <utility>
+#include <memory>
 #include <vector>
 
 #include "memory.h"
@@ -11,23 +11,14 @@ namespace cuda {
 
 class KernelClock {
  public:
-  KernelClock() = default;
-  ~KernelClock() {
-    for (const Span& span : spans_) {
-      cudaEventDestroy(span.first);
-      cudaEventDestroy(span.second);
-    }
-  }
-  KernelClock(const KernelClock&) = delete;
-  KernelClock& operator=(const KernelClock&) = delete;
-
-  // Times what `enqueue()` puts on the stream.
+  // Times what `enqueue()` puts on the stream: from the first kernel's start to the last one's end, gaps included.
   template <class Enqueue>
   void time(cudaStream_t stream, Enqueue enqueue) {
-    if (pending_ == spans_.size()) add_span();
-    check("cudaEventRecord", cudaEventRecord(spans_[pending_].first, stream));
+    if (pending_ == spans_.size()) spans_.push_back(std::make_unique<Span>());
+    const Span& span = *spans_[pending_];
+    check("cudaEventRecord", cudaEventRecord(span.start.get(), stream));
     enqueue();
-    check("cudaEventRecord", cudaEventRecord(spans_[pending_].second, stream));
+    check("cudaEventRecord", cudaEventRecord(span.end.get(), stream));
     ++pending_;
   }
 
@@ -35,8 +26,8 @@ class KernelClock {
   void settle() {
     for (; pending_ > 0; --pending_) {
       float ms = 0;
-      const Span& span = spans_[pending_ - 1];
-      check("cudaEventElapsedTime", cudaEventElapsedTime(&ms, span.first, span.second));
+      const Span& span = *spans_[pending_ - 1];
+      check("cudaEventElapsedTime", cudaEventElapsedTime(&ms, span.start.get(), span.end.get()));
       ms_ += static_cast<double>(ms);
     }
   }
@@ -46,18 +37,15 @@ class KernelClock {
   void reset() { ms_ = 0; }
 
  private:
-  using Span = std::pair<cudaEvent_t, cudaEvent_t>;
+  struct Span {
+    Span() {
+      start.open(cudaEventDefault);
+      end.open(cudaEventDefault);
+    }
+    Event start, end;
+  };
 
-  void add_span() {
-    Span span{nullptr, nullptr};
-    check("cudaEventCreate", cudaEventCreate(&span.first));
-    const cudaError_t error = cudaEventCreate(&span.second);
-    if (error != cudaSuccess) cudaEventDestroy(span.first);
-    check("cudaEventCreate", error);
-    spans_.push_back(span);
-  }
-
-  std::vector<Span> spans_;
+  std::vector<std::unique_ptr<Span>> spans_;
   size_t pending_ = 0;  // the first of spans_ that have not been settled
   double ms_ = 0;
 };

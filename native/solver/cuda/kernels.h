@@ -13,7 +13,7 @@ namespace gimbal {
 namespace cuda {
 
 // Threads per block that kernels are compiled for at the most. The code is right for any number of whole warps up to
-// kMostThreads.
+// kMostThreads; registers are not enough for as many.
 constexpr i32 kTableThreads = 256;
 constexpr i32 kWalkThreads = 128;
 constexpr i32 kPriceThreads = 128;

@@ -27,9 +27,14 @@ class CudaError : public std::exception {
   const PluginStatus& status() const { return status_; }
 
  private:
-  // After one of these every call of the process fails until it ends.
+  // After one of these every call of the process fails until it ends. Numbers stand for names that older toolkits lack.
   static bool is_sticky(cudaError_t error) {
-    switch (error) {
+    constexpr int kNvlinkUncorrectable = 220, kContained = 226, kTensorMemoryLeak = 721, kExternalDevice = 911;
+    switch (static_cast<int>(error)) {
+      case kNvlinkUncorrectable:
+      case kContained:
+      case kTensorMemoryLeak:
+      case kExternalDevice:
       case cudaErrorECCUncorrectable:
       case cudaErrorIllegalAddress:
       case cudaErrorLaunchTimeout:
@@ -58,6 +63,40 @@ inline void check(const char* call, cudaError_t error) {
   cudaGetLastError();  // an error that is not sticky is reported once
   throw CudaError(call, error);
 }
+
+class Stream {
+ public:
+  Stream() = default;
+  ~Stream() {
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  cudaStream_t open() {
+    check("cudaStreamCreateWithFlags", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    return stream_;
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class Event {
+ public:
+  Event() = default;
+  ~Event() {
+    if (event_ != nullptr) cudaEventDestroy(event_);
+  }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void open(unsigned flags) { check("cudaEventCreateWithFlags", cudaEventCreateWithFlags(&event_, flags)); }
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
 
 // Grow-only memory of the device. Growing loses what was in it.
 class DeviceBuffer {

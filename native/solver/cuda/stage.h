@@ -33,19 +33,26 @@ class Stage {
   Stage(const Stage&) = delete;
   Stage& operator=(const Stage&) = delete;
 
-  // Runs `enqueue()` the first time, records it the second, and replays the record from then on, as long as the signature
-  // stays. `enqueue` must use `stream` alone, and pinned memory.
+  // With prepare() before each go(), `enqueue()` is run the first time, recorded the second, and the record is replayed from
+  // then on, as long as the signature stays. `enqueue` must use `stream` alone, and pinned memory.
   template <class Enqueue>
-  void run(cudaStream_t stream, const Signature& signature, Enqueue enqueue) {
+  void prepare(cudaStream_t stream, const Signature& signature, Enqueue enqueue) {
     if (!(signature == signature_) || !seen_) {
       forget();
       signature_ = signature;
       seen_ = true;
-      enqueue();
-      return;
+    } else if (exec_ == nullptr) {
+      record(stream, enqueue);
     }
-    if (exec_ == nullptr) record(stream, enqueue);
-    check("cudaGraphLaunch", cudaGraphLaunch(exec_, stream));
+  }
+
+  template <class Enqueue>
+  void go(cudaStream_t stream, Enqueue enqueue) {
+    if (exec_ == nullptr) {
+      enqueue();
+    } else {
+      check("cudaGraphLaunch", cudaGraphLaunch(exec_, stream));
+    }
   }
 
  private:

@@ -847,6 +847,11 @@ PtxProgram::PtxProgram(const std::string& text) : impl_(new Impl) {
 
 PtxProgram::~PtxProgram() = default;
 
+unsigned PtxProgram::most_threads(const std::string& kernel) const {
+  const auto at = impl_->entries.find(kernel);
+  return at == impl_->entries.end() ? 1024 : at->second.kernel->most_threads;
+}
+
 cudaError_t PtxProgram::run(const std::string& kernel, const Launch& launch) {
   const auto at = impl_->entries.find(kernel);
   if (at == impl_->entries.end()) {
@@ -854,6 +859,7 @@ cudaError_t PtxProgram::run(const std::string& kernel, const Launch& launch) {
     return cudaErrorInvalidDeviceFunction;
   }
   Impl::Entry& entry = at->second;
+  if (launch.block.x * launch.block.y * launch.block.z > entry.kernel->most_threads) return cudaErrorInvalidValue;
   ++entry.counts.launches;
   entry.counts.shared_bytes = std::max(entry.counts.shared_bytes, static_cast<int64_t>(launch.shared_bytes));
   Block block(*entry.kernel, impl_->code.globals, entry.costs, launch, &entry.counts);

@@ -23,6 +23,9 @@ class PtxProgram {
   // (an access out of bounds, a hang, a name that is not there), whose error it returns.
   cudaError_t run(const std::string& kernel, const Launch& launch);
 
+  // Threads that a block of this kernel may have at the most, as it was compiled; 1024 where it is not there.
+  unsigned most_threads(const std::string& kernel) const;
+
   // What was counted since the start, as JSON: an array with an object for each kernel that was run.
   std::string report() const;
 

@@ -61,6 +61,7 @@ struct PtxSpecialRegister {
 };
 
 struct PtxKernel {
+  unsigned most_threads = 1024;  // of a block: .maxntid
   std::string name;  // demangled, without parameters
   int line = 0;
   std::vector<PtxInstruction> code;

@@ -162,6 +162,8 @@ class Parser {
     kernel_ = &code_.kernels.back();
     kernel_->name = readable_name(trimmed(head.substr(name_at, open - name_at)));
     kernel_->line = line;
+    const size_t bound = head.find(".maxntid");
+    if (bound != std::string::npos) kernel_->most_threads = static_cast<unsigned>(std::strtoul(head.c_str() + bound + 8, nullptr, 10));
     parameters_.clear();
     size_t offset = 0;
     for (const std::string& parameter : split(head.substr(open + 1, head.find(')', open) - open - 1), ',')) {

@@ -268,6 +268,18 @@ TEST_CASE("ptx: cycles follow the chain of results, not the number of instructio
   CHECK(cycles(start + chain + end) > cycles(start + side_by_side + end) + 17 * 25);
 }
 
+TEST_CASE("ptx: a kernel runs with no more threads than it was compiled for") {
+  const Machine machine;
+  std::string text = kernel_of("");
+  text.replace(text.find(".maxntid 1024"), 13, ".maxntid 64");
+  PtxProgram program(text);
+  CHECK(program.most_threads("k") == 64);
+  CHECK(program.most_threads("another") == 1024);
+  Launch launch;
+  launch.block = dim3(96);
+  CHECK(program.run("k", launch) == cudaErrorInvalidValue);
+}
+
 TEST_CASE("ptx: what is wrong is found, with its place") {
   const Machine machine;
   struct {

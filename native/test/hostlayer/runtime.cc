@@ -339,7 +339,8 @@ cudaError_t get_attributes(cudaFuncAttributes* attributes, const void* kernel) {
     if (attributes == nullptr) return cudaErrorInvalidValue;
     if (kernel == nullptr) return cudaErrorInvalidDeviceFunction;
     std::memset(attributes, 0, sizeof(*attributes));
-    attributes->maxThreadsPerBlock = kMaxThreads;
+    attributes->maxThreadsPerBlock =
+        static_cast<int>(world.ptx == nullptr ? kMaxThreads : world.ptx->most_threads(name_of_function(kernel)));
     attributes->numRegs = 32;
     attributes->ptxVersion = attributes->binaryVersion = world.config.compute_capability;
     attributes->maxDynamicSharedSizeBytes = static_cast<int>(shared_limit(current_device, kernel));
