@@ -3,17 +3,12 @@
  * event loop grow with their number; only the results do.
  */
 import { binding, type NativePlanner, type NativeProblemHandle } from './binding.js';
+import { describe, invalid } from './checks.js';
 import { GimbalError, mismatch } from './errors.js';
 import { HeldProblem, holdProblem, toNative } from './held-problem.js';
 import { runJob } from './job.js';
 import type { Evaluation, PlacementProblem } from './types.js';
-import {
-  checkCandidates,
-  checkEvaluateOptions,
-  describe,
-  type EvaluateOptions,
-  invalid,
-} from './validate.js';
+import { checkCandidates, checkEvaluateOptions, type EvaluateOptions } from './validate.js';
 
 /** Candidate entries per native call: 8 MiB, tens of milliseconds of work, a copy of well under 2 ms. */
 const CHUNK_ENTRIES = 2 * 2 ** 20;

@@ -2,10 +2,12 @@
  * A problem kept in native memory: its arrays are copied once, and every plan or evaluation after that reads them where
  * they are. For a controller or a bench that asks several questions about one problem.
  */
+
 import { binding, type NativeProblem, type NativeProblemHandle } from './binding.js';
+import { invalid } from './checks.js';
 import { runJob } from './job.js';
 import type { PlacementProblem } from './types.js';
-import { checkProblem, invalid } from './validate.js';
+import { checkProblem } from './validate.js';
 
 /** Made by `holdProblem`; accepted wherever a PlacementProblem is. */
 export class HeldProblem {

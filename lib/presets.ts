@@ -4,7 +4,7 @@
  * collectives. Anyone's own figures can take their place: topology() accepts an object wherever it accepts a name.
  */
 
-import { oneOf } from './validate.js';
+import { oneOf } from './checks.js';
 
 export type Precision = 'bf16' | 'fp8' | 'mxfp4';
 

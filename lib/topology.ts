@@ -9,6 +9,8 @@
  * commCost: dispatch and combine bytes of one token over the rate of the slowest link on the way, per GPU: nothing on the
  * GPU itself, the all-to-all rate within a node, the network's between nodes. Latency is left out for the same reason.
  */
+
+import { aboveZero, checkKeys, count, describe, invalid, oneOf } from './checks.js';
 import { type GimbalError, mismatch } from './errors.js';
 import {
   findHardware,
@@ -18,7 +20,6 @@ import {
   type ModelName,
   type ModelShape,
 } from './presets.js';
-import { aboveZero, checkKeys, count, describe, invalid, oneOf } from './validate.js';
 
 export type AllToAll = 'all-to-all' | 'allgather-reducescatter';
 
