@@ -1,10 +1,11 @@
 /** Runs benches by name, or all: `npm run bench -- [name …] [--json FILE] [--small] [--seed N]`. */
 import { parseArgs } from 'node:util';
+import { dispatchBenches } from './dispatch/index.js';
 import { gpuBenches } from './gpu/index.js';
 import { type BenchResult, formatMachine, formatResult, machine, writeJson } from './harness.js';
 import { placementBenches } from './placement/index.js';
 
-const BENCHES = [...placementBenches, ...gpuBenches];
+const BENCHES = [...placementBenches, ...gpuBenches, ...dispatchBenches];
 
 const USAGE = `usage: npm run bench -- [name …] [--json FILE] [--small] [--seed N]
 benches: ${BENCHES.map((bench) => bench.name).join(', ')} (default: all)`;

@@ -4,6 +4,7 @@
  */
 import * as path from 'node:path';
 import nodeGypBuild from 'node-gyp-build';
+import type { PressureWeights } from './dispatch/types.js';
 import { GimbalError } from './errors.js';
 import type { BackendInfo, BackendName, Effort, Evaluation, ReplicaChoice, Weights } from './types.js';
 
@@ -90,7 +91,77 @@ export interface NativePlanner {
   close(): void;
 }
 
+/** native/addon/dispatch.h. Times are ms; policies, roles and states are numbers of lists in dispatch/validate.ts. */
+export interface NativeScheduler {
+  /** [engine, ticket, reason, score] of the last decision. */
+  readonly decision: Float64Array;
+  addEngine(group: number, role: number, prefillTokensPerSecond: number, kvTokens: number): number;
+  setState(engine: number, state: number): void;
+  restarted(engine: number, nowMs: number): void;
+  /** -1 where tokens or preemptions are not known. */
+  observe(
+    engine: number,
+    timeMs: number,
+    kvUsage: number,
+    running: number,
+    waiting: number,
+    waitingPrefillTokens: number,
+    preemptions: number,
+    moePressure: number,
+    nowMs: number,
+  ): void;
+  dispatch(...request: NativeDispatch): void;
+  /** Requests in columns, [requests] each; fills `decisions` [requests][4]. */
+  dispatchBatch(
+    promptTokens: Float64Array,
+    cachedTokens: Float64Array,
+    streams: Uint8Array,
+    decisions: Float64Array,
+    nowMs: number,
+  ): void;
+  dispatchTo(engine: number, ...request: NativeDispatch): void;
+  /** Fills `scores` [engines], µs, NaN for engines that are left out; with `all`, only for those that may not take it. */
+  scores(...request: [...NativeDispatch, all: boolean, scores: Float64Array]): void;
+  firstToken(ticket: number, nowMs: number): void;
+  progress(ticket: number, prefilledTokens: number, nowMs: number): void;
+  finished(ticket: number, nowMs: number): void;
+  failed(ticket: number, nowMs: number): void;
+  /** Fills `into` [8]: backlog, kv, queue, moe, total and prefill in flight in ms, requests in flight, 1 where stale. */
+  report(engine: number, nowMs: number, into: Float64Array): void;
+}
+
+export type NativeDispatch = [
+  promptTokens: number,
+  /** -1: not known. */
+  cachedTokens: number,
+  stage: number,
+  streams: boolean,
+  nowMs: number,
+  sessionKey: string | undefined,
+  prefixHashes: BigUint64Array | undefined,
+];
+
+export interface NativeSchedulerOptions {
+  policy: number;
+  weights: Required<PressureWeights>;
+  staleAfterMs: number;
+  gateways: number;
+  seed: bigint;
+}
+
+/** Requests are known by the number that push() returned. */
+export interface NativeQueue {
+  push(prefillTokens: number, arrivalMs: number, nowMs: number): number;
+  /** -1 where none waits. */
+  peek(nowMs: number): number;
+  pop(nowMs: number): number;
+  update(request: number, prefillTokens: number): void;
+  remove(request: number): void;
+}
+
 export interface NativeBinding {
+  NativeScheduler: new (options: NativeSchedulerOptions) => NativeScheduler;
+  NativeQueue: new (policy: number, agingTokensPerSecond: number) => NativeQueue;
   backends(): BackendInfo[];
   /** `kept`: how many sets of buffers stay between calls. */
   NativePlanner: new (

@@ -2,6 +2,31 @@
  * gimbal-moe: where the experts of a Mixture-of-Experts model should live, given what was routed where.
  */
 export { backends } from './backends.js';
+export {
+  type EnginePriorityOptions,
+  enginePriority,
+  type RankedRequest,
+  RequestQueue,
+} from './dispatch/request-queue.js';
+export { Scheduler } from './dispatch/scheduler.js';
+export type {
+  Candidate,
+  Dispatched,
+  DispatchPolicy,
+  DispatchReason,
+  DispatchRequest,
+  DispatchStages,
+  EngineOptions,
+  EnginePressure,
+  EngineRole,
+  EngineSample,
+  EngineState,
+  PressureWeights,
+  QueuedRequest,
+  QueuePolicy,
+  RequestQueueOptions,
+  SchedulerOptions,
+} from './dispatch/types.js';
 export { GimbalError, type GimbalErrorCode, type GimbalErrorDetail } from './errors.js';
 export { type Candidates, evaluatePlacements } from './evaluate.js';
 export {

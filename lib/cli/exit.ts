@@ -137,6 +137,7 @@ function exitCodeOf(error: GimbalError): number {
     case 'GIMBAL_OUT_OF_RANGE':
       return EXIT.badInput;
     case 'GIMBAL_INFEASIBLE':
+    case 'GIMBAL_NO_ENGINE':
       return EXIT.infeasible;
     case 'GIMBAL_BACKEND_UNAVAILABLE':
     case 'GIMBAL_BACKEND_FAILED':

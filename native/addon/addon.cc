@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "dispatch.h"
 #include "marshal.h"
 #include "planner.h"
 #include "runner.h"
@@ -16,6 +17,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new std::shared_ptr<Runner>(std::make_shared<Runner>(env)));
   exports.Set("backends", Napi::Function::New<backends>(env, "backends"));
   exports.Set("NativePlanner", NativePlanner::define(env));
+  exports.Set("NativeQueue", NativeQueue::define(env));
+  exports.Set("NativeScheduler", NativeScheduler::define(env));
   exports.Set("holdProblem", Napi::Function::New<hold_problem>(env, "holdProblem"));
   exports.Set("releaseProblem", Napi::Function::New<release_problem>(env, "releaseProblem"));
   return exports;

@@ -12,6 +12,8 @@
 #include "../spec/construct.h"
 #include "../spec/search.h"
 #include "../spec/walk.h"
+#include "../spec/pressure.h"
+#include "../spec/queue_key.h"
 
 #include <atomic>
 #include <cstddef>

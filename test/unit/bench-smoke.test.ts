@@ -3,6 +3,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { dispatchBenches } from '../../bench/dispatch/index.js';
 import { gpuBenches } from '../../bench/gpu/index.js';
 import {
   type BenchResult,
@@ -14,7 +15,7 @@ import {
 } from '../../bench/harness.js';
 import { placementBenches } from '../../bench/placement/index.js';
 
-const benches = [...placementBenches, ...gpuBenches];
+const benches = [...placementBenches, ...gpuBenches, ...dispatchBenches];
 
 describe('benches, small', () => {
   it.each(benches.map((bench) => [bench.name, bench] as const))(

@@ -15,6 +15,7 @@ import { promisify } from 'node:util';
 import nodeGypBuild from 'node-gyp-build';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { dispatchBenches } from '../../bench/dispatch/index.js';
 import { gpuBenches } from '../../bench/gpu/index.js';
 import { placementBenches } from '../../bench/placement/index.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
@@ -24,7 +25,7 @@ import { makeProblem, SMALL } from '../support/problems.js';
 import { npy } from './cli-fixture.js';
 
 const ROOT = path.join(__dirname, '..', '..');
-const BENCHES = [...placementBenches, ...gpuBenches];
+const BENCHES = [...placementBenches, ...gpuBenches, ...dispatchBenches];
 const PAGES = [
   'README.md',
   'CHANGELOG.md',

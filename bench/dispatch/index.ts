@@ -1,0 +1,6 @@
+/** The dispatch benches. */
+import type { Bench } from '../harness.js';
+import * as backlog from './backlog.js';
+import * as speed from './speed.js';
+
+export const dispatchBenches: Bench[] = [backlog, speed];

@@ -1,0 +1,592 @@
+#include "scheduler.h"
+
+#include <algorithm>
+
+#include "../spec/random.h"
+
+namespace gimbal {
+namespace {
+
+using spec::kWholeShare;
+
+constexpr size_t kSessions = size_t{1} << 16;  // that are remembered at once
+// A request may be on its way to the engine so long before a sample can show it.
+constexpr int64_t kOnTheWayUs = 100 * 1000;
+constexpr int64_t kMeanOver = 16;  // requests
+// Of a request's prefill, the part by which backlogs are perturbed at the most.
+constexpr int64_t kPerturbedBy = 4;
+constexpr int64_t kMostPerturbedUs = int64_t{1} << 38;
+// Of the rivals.
+constexpr int64_t kDynamoBlockTokens = 16;
+constexpr int64_t kLeastLoadKvUs = 150 * 1000;
+constexpr int64_t kLlmDStaleUs = 200 * 1000;
+constexpr int64_t kLlmDQueue = 2, kLlmDKv = 2, kLlmDPrefix = 3;
+
+int64_t up(int64_t tokens, int64_t block) { return (tokens + block - 1) / block; }
+
+// k / (1 - k) of a cache that is never quite full.
+int64_t kv_ratio_us(int64_t us, int32_t kv) {
+  const int64_t used = std::min(kv, kWholeShare - 1);
+  return us * used / (kWholeShare - used);
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerOptions& options) : options_(options) {}
+
+int32_t Scheduler::add_engine(const EngineOptions& options) {
+  Engine e;
+  e.per_token = spec::micros_per_token(options.prefill_tokens_per_second);
+  e.group = options.group;
+  e.role = options.role;
+  engines_.push_back(e);
+  details_.emplace_back();
+  details_.back().kv_tokens = options.kv_tokens;
+  details_.back().settled.resize(kSettledKept);
+  refresh(engines() - 1);
+  prefixes_.add_engine();
+  candidates_.reserve(engines_.size());
+  uncached_.resize(engines_.size());
+  backlog_.resize(engines_.size());
+  groups_.resize(std::max(groups_.size(), static_cast<size_t>(options.group) + 1));
+  if (++groups_[static_cast<size_t>(options.group)].members == 2) lockstep_.push_back(options.group);
+  return engines() - 1;
+}
+
+void Scheduler::set_state(int32_t i, EngineState state) { engine(i).state = state; }
+
+// ---- samples
+
+void Scheduler::observe(const EngineSample& sample, int64_t now_us) {
+  Engine& e = engine(sample.engine);
+  Details& d = details(sample.engine);
+  const int64_t time_us = std::min(sample.time_us, now_us);
+  if (time_us < e.sampled_us) return;
+  if (sample.preemptions >= 0 && d.preemptions > sample.preemptions) forget_before(sample.engine, time_us, now_us);
+  // Foreign work that a sample has shown and this one does not has been begun since, and takes its time.
+  const int64_t begun_us = std::max<int64_t>(0, d.foreign_us - (time_us - e.sampled_us));
+  e.sampled_us = time_us;
+  e.moe = sample.moe;
+  d.kv = sample.kv;
+  d.running = sample.running;
+  d.waiting = sample.waiting;
+  d.preemptions = sample.preemptions;
+  d.bumped = 0;
+  d.bumped_tokens = 0;
+  settle_silent(sample.engine, sample.waiting, time_us, now_us);
+
+  // What the sample shows and we have seen done since.
+  int32_t done = 0;
+  int64_t done_us = 0;
+  d.unseen_tokens = 0;
+  for (const Settled& one : d.settled) {
+    if (one.dispatched_us >= time_us) {
+      d.unseen_tokens += one.tokens;
+    } else if (one.settled_us > time_us) {
+      ++done;
+      done_us += one.own_us;
+    }
+  }
+  // Of what is outstanding: sent after the sample, before it, and before it but certainly waiting still.
+  d.unseen = 0;
+  int64_t unseen_us = 0;
+  int32_t before = 0;
+  int64_t waiting_us = 0;
+  for (int32_t t = d.last; t != kNone; t = ticket(t).previous) {
+    if (ticket(t).dispatched_us >= time_us) {
+      ++d.unseen;
+      unseen_us += ticket(t).own_us;
+      d.unseen_tokens += ticket(t).uncached_tokens;
+    } else if (before++ < sample.waiting) {
+      waiting_us += ticket(t).own_us;
+    }
+  }
+  if (sample.waiting_prefill_tokens >= 0) {
+    d.waiting_tokens = sample.waiting_prefill_tokens;
+    waiting_us = spec::prefill_micros(sample.waiting_prefill_tokens, e.per_token);
+    d.foreign_us = std::max(begun_us, waiting_us - (e.own_us - unseen_us) - done_us);
+  } else {
+    const int64_t foreign_us = std::max(0, sample.waiting - before - done) * mean_own_us_;
+    d.foreign_us = std::max(begun_us, foreign_us);
+    waiting_us += foreign_us;
+    d.waiting_tokens = static_cast<int64_t>((static_cast<uint64_t>(sample.waiting * mean_own_us_) << 20) / e.per_token);
+  }
+  const int64_t least_us = time_us + waiting_us + unseen_us;
+  e.ready_at_us = std::clamp(e.ready_at_us, least_us, std::max(least_us, now_us + e.own_us + d.foreign_us));
+  refresh(sample.engine);
+}
+
+// Of requests whose first token nobody tells, those that the sample does not count as waiting have got it: all but the newest
+// `waiting`, and of these one is perhaps being worked on until it is due.
+void Scheduler::settle_silent(int32_t i, int32_t waiting, int64_t time_us, int64_t now_us) {
+  int32_t newer = 0;
+  for (int32_t t = details(i).last; t != kNone;) {
+    const int32_t previous = ticket(t).previous;
+    if (ticket(t).dispatched_us <= time_us - kOnTheWayUs) {
+      const bool may_be_next = newer == waiting && ticket(t).due_us > time_us;
+      if (newer >= waiting && !may_be_next && !ticket(t).streams) settle(t, now_us);
+      ++newer;
+    }
+    t = previous;
+  }
+}
+
+void Scheduler::restarted(int32_t i, int64_t now_us) {
+  forget_before(i, now_us, now_us);
+  details(i).preemptions = EngineSample::kUnknown;
+}
+
+void Scheduler::forget_before(int32_t i, int64_t time_us, int64_t now_us) {
+  for (int32_t t = details(i).first; t != kNone;) {
+    const int32_t next = ticket(t).next;
+    if (ticket(t).dispatched_us <= time_us) settle(t, now_us);
+    t = next;
+  }
+  details(i).foreign_us = 0;
+  anchor(i, now_us);
+  prefixes_.forget(i);
+  for (Session& session : sessions_) {
+    if (session.engine == i) session = Session();
+  }
+}
+
+// The terms that only samples and the ledger change.
+void Scheduler::refresh(int32_t i) {
+  const Details& d = details(i);
+  const spec::PressureWeights& w = options_.weights;
+  Engine& e = engine(i);
+  const int32_t demand = kv_demand(i);
+  e.rest_us = spec::kv_term(w, demand) + spec::queue_term(w, d.waiting + d.unseen, d.running);
+  const int64_t room = demand >= w.kv_most ? -1
+                       : d.kv_tokens == 0  ? spec::kMostTokens
+                                           : (w.kv_most - demand) * d.kv_tokens >> spec::kShareBits;
+  e.room_tokens = static_cast<int32_t>(std::min(room, spec::kMostTokens));
+}
+
+// What the KV cache holds and will have to hold, of kWholeShare: by the sample alone where its size is not known.
+int32_t Scheduler::kv_demand(int32_t i) const {
+  const Details& d = details(i);
+  if (d.kv_tokens == 0) return d.kv;
+  const int64_t coming = (d.waiting_tokens + d.unseen_tokens) << spec::kShareBits;
+  return static_cast<int32_t>(std::min<int64_t>(d.kv + coming / d.kv_tokens, spec::kMostRequests));
+}
+
+// ---- the ledger
+
+int32_t Scheduler::take_ticket() {
+  if (free_.empty()) {
+    tickets_.emplace_back();
+    free_.reserve(tickets_.capacity());
+    return static_cast<int32_t>(tickets_.size() - 1);
+  }
+  const int32_t ticket = free_.back();
+  free_.pop_back();
+  tickets_[static_cast<size_t>(ticket)] = Ticket();
+  return ticket;
+}
+
+void Scheduler::link(int32_t t) {
+  Ticket& own = ticket(t);
+  Details& d = details(own.engine);
+  own.previous = d.last;
+  (d.last == kNone ? d.first : ticket(d.last).next) = t;
+  d.last = t;
+  own.outstanding = true;
+  engine(own.engine).own_us += own.own_us;
+  d.prefill_tokens += own.uncached_tokens;
+}
+
+void Scheduler::settle(int32_t t, int64_t now_us) {
+  Ticket& own = ticket(t);
+  if (!own.outstanding) return;
+  Engine& e = engine(own.engine);
+  Details& d = details(own.engine);
+  (own.previous == kNone ? d.first : ticket(own.previous).next) = own.next;
+  (own.next == kNone ? d.last : ticket(own.next).previous) = own.previous;
+  own.previous = own.next = kNone;
+  own.outstanding = false;
+  e.own_us -= own.own_us;
+  d.prefill_tokens -= own.uncached_tokens;
+  if (own.dispatched_us >= e.sampled_us) --d.unseen;
+  d.decode_tokens += own.prompt_tokens;
+  d.settled[d.settled_next] = {own.dispatched_us, now_us, own.own_us, own.uncached_tokens};
+  d.settled_next = (d.settled_next + 1) % kSettledKept;
+  refresh(own.engine);
+}
+
+// What is outstanding now begins now: an event has shown it.
+void Scheduler::anchor(int32_t i, int64_t now_us) { engine(i).ready_at_us = now_us + engine(i).own_us + details(i).foreign_us; }
+
+// Engines begin with what came first: what is silent and was sent before is done as well, and so is foreign work.
+void Scheduler::settle_with_earlier(int32_t t, int64_t now_us) {
+  const Ticket own = ticket(t);
+  for (int32_t before = own.previous; before != kNone;) {
+    const int32_t previous = ticket(before).previous;
+    if (!ticket(before).streams) settle(before, now_us);
+    before = previous;
+  }
+  settle(t, now_us);
+  if (own.dispatched_us >= engine(own.engine).sampled_us) details(own.engine).foreign_us = 0;
+}
+
+void Scheduler::first_token(int32_t t, int64_t now_us) {
+  if (!ticket(t).outstanding) return;
+  settle_with_earlier(t, now_us);
+  anchor(ticket(t).engine, now_us);
+}
+
+void Scheduler::progress(int32_t t, int64_t prefilled_tokens, int64_t now_us) {
+  Ticket& own = ticket(t);
+  if (!own.outstanding) return;
+  const int64_t left = std::clamp<int64_t>(own.prompt_tokens - prefilled_tokens, 0, own.uncached_tokens);
+  if (left == 0) {
+    first_token(t, now_us);
+    return;
+  }
+  Engine& e = engine(own.engine);
+  const int64_t own_us = spec::prefill_micros(left, e.per_token);
+  e.own_us += own_us - own.own_us;
+  details(own.engine).prefill_tokens += left - own.uncached_tokens;
+  own.own_us = own_us;
+  own.uncached_tokens = left;
+  anchor(own.engine, now_us);
+}
+
+void Scheduler::finished(int32_t t, int64_t now_us) {
+  const Ticket& own = ticket(t);
+  if (own.outstanding) {
+    // Its prefill was done some time ago, and the engine has gone on since.
+    settle_with_earlier(t, now_us);
+    Engine& e = engine(own.engine);
+    e.ready_at_us = std::min(e.ready_at_us, now_us + e.own_us + details(own.engine).foreign_us);
+  }
+  release(t);
+}
+
+void Scheduler::failed(int32_t t, int64_t now_us) {
+  const Ticket& own = ticket(t);
+  if (own.outstanding) {
+    // It was taken out of the queue: what is behind it comes so much earlier.
+    Engine& e = engine(own.engine);
+    e.ready_at_us = std::max(now_us, e.ready_at_us - own.own_us);
+    settle(t, now_us);
+  }
+  release(t);
+}
+
+void Scheduler::release(int32_t t) {
+  Details& d = details(ticket(t).engine);
+  d.decode_tokens -= ticket(t).prompt_tokens;
+  --d.in_flight;
+  free_.push_back(t);
+}
+
+// ---- a decision
+
+Decision Scheduler::dispatch(const DispatchRequest& request, int64_t now_us) {
+  Decision decision;
+  // The rivals look at all engines alike, as they do where they come from.
+  const Class best = filter(request, now_us, options_.policy == DispatchPolicy::kGimbal);
+  if (candidates_.empty()) return decision;
+  estimate(request);
+  decision.engine = pick(request, best, now_us, &decision.score);
+  decision.reason = best == Class::kGood         ? PickReason::kPressure
+                    : best == Class::kShortOfKv ? PickReason::kShortOfKv
+                                                : PickReason::kLeastInFlight;
+  commit(request, now_us, &decision);
+  ++decisions_;
+  return decision;
+}
+
+Decision Scheduler::dispatch_to(int32_t i, const DispatchRequest& request, int64_t now_us) {
+  Decision decision;
+  candidates_.assign(1, i);
+  estimate(request);
+  decision.engine = i;
+  decision.score = pressure_us(i, now_us);
+  commit(request, now_us, &decision);
+  ++decisions_;
+  return decision;
+}
+
+int64_t Scheduler::pressure_us(int32_t i, int64_t now_us) const {
+  const Engine& e = engine(i);
+  const int64_t own_us = spec::prefill_micros(uncached_on(i), e.per_token);
+  return spec::backlog_term(options_.weights, backlog_us(e, now_us), own_us) + e.rest_us +
+         spec::moe_term(options_.weights, own_us, e.moe);
+}
+
+bool Scheduler::may_take(const Engine& e, Stage stage) const {
+  const EngineRole other = stage == Stage::kPrefill ? EngineRole::kDecode : EngineRole::kPrefill;
+  return e.state == EngineState::kActive && e.role != other;
+}
+
+Scheduler::Class Scheduler::filter(const DispatchRequest& request, int64_t now_us, bool sorts) {
+  const int64_t fresh_from_us = now_us - options_.stale_after_us;
+  Class best = Class::kStale;
+  candidates_.clear();
+  for (int32_t i = 0; i < engines(); ++i) {
+    const Engine& e = engine(i);
+    if (!may_take(e, request.stage)) continue;
+    const Class own = !sorts                         ? Class::kGood
+                      : e.sampled_us < fresh_from_us ? Class::kStale
+                      : e.room_tokens < request.prompt_tokens ? Class::kShortOfKv
+                                                     : Class::kGood;
+    if (own > best) continue;
+    if (own < best) candidates_.clear();
+    best = own;
+    candidates_.push_back(i);
+  }
+  return best;
+}
+
+// Tokens that no cache saves. Where the caller does not say, a prefix that was sent there before, or else the session's last
+// prompt, is taken to be cached; one token is always computed.
+void Scheduler::estimate(const DispatchRequest& r) {
+  const int64_t all = r.stage == Stage::kDecode ? 0 : r.prompt_tokens;
+  differs_ = false;
+  uncached_everywhere_ = r.cached_tokens >= 0 ? std::max<int64_t>(std::min<int64_t>(all, 1), all - r.cached_tokens) : all;
+  if (r.cached_tokens >= 0 || all == 0) return;
+  if (r.prefix_count > 0) {
+    differs_ = true;
+    const std::vector<int32_t>& matched = prefixes_.match(r.prefix, r.prefix_count);
+    for (int32_t i : candidates_) {
+      const int64_t cached = all * matched[static_cast<size_t>(i)] / r.prefix_count;
+      uncached_[static_cast<size_t>(i)] = std::max<int64_t>(1, all - cached);
+    }
+  } else if (r.session != 0 && !sessions_.empty()) {
+    const Session& session = sessions_[r.session % kSessions];
+    if (session.key != r.session || session.engine == kNone) return;
+    differs_ = true;
+    for (int32_t i : candidates_) uncached_[static_cast<size_t>(i)] = all;
+    uncached_[static_cast<size_t>(session.engine)] = std::max<int64_t>(1, all - session.tokens);
+  }
+}
+
+int32_t Scheduler::pick(const DispatchRequest& request, Class of, int64_t now_us, int64_t* score) {
+  switch (options_.policy) {
+    case DispatchPolicy::kGimbal:
+      return of == Class::kStale        ? pick_least_in_flight(now_us, score)
+             : of == Class::kShortOfKv ? pick_least_demand(now_us, score)
+                                       : pick_gimbal(now_us, score);
+    case DispatchPolicy::kVllm:
+      return pick_least(score, [&](int32_t i) {
+        return int64_t{details(i).waiting + details(i).bumped} * 4 + details(i).running;
+      });
+    case DispatchPolicy::kTotalTokens:
+      return pick_least(score, [&](int32_t i) {
+        const Details& d = details(i);
+        const int64_t held = ((d.kv_tokens * d.kv) >> spec::kShareBits) + d.waiting_tokens + d.bumped_tokens;
+        return held * spec::kMostRequests + d.waiting + d.running + d.bumped;
+      });
+    case DispatchPolicy::kRoundRobin:
+      return pick_least(score, [](int32_t) { return int64_t{0}; });
+    case DispatchPolicy::kPowerOfTwo:
+      return pick_power_of_two(score);
+    case DispatchPolicy::kLeastLoad:
+      return pick_least(score, [&](int32_t i) {
+        const Details& d = details(i);
+        const int64_t tokens = std::min(d.waiting_tokens + d.prefill_tokens, spec::kMostTokens);
+        return spec::prefill_micros(tokens, engine(i).per_token) + kv_ratio_us(kLeastLoadKvUs, d.kv);
+      });
+    case DispatchPolicy::kDynamo:
+      return pick_least(score, [&](int32_t i) {
+        return up(details(i).prefill_tokens + uncached_on(i), kDynamoBlockTokens) + up(details(i).decode_tokens, kDynamoBlockTokens);
+      });
+    case DispatchPolicy::kLlmD:
+      return pick_llm_d(request, now_us, score);
+  }
+  return kNone;
+}
+
+// Where equals are looked at in turn, each decision begins one engine further. Several gateways that take turns in step would
+// meet at the same engine, so they draw where to begin.
+size_t Scheduler::first_in_turn() const {
+  const uint64_t n = static_cast<uint64_t>(candidates_.size());
+  const uint64_t key = spec::stream_key(options_.seed, 0, 0);
+  return static_cast<size_t>((options_.gateways > 1 ? spec::draw(key, decisions_) : key % n + decisions_) % n);
+}
+
+template <class Score>
+int32_t Scheduler::pick_least(int64_t* score, Score score_of) const {
+  const size_t count = candidates_.size();
+  const size_t first = first_in_turn();
+  int32_t best = kNone;
+  for (size_t n = 0; n < count; ++n) {
+    const int32_t i = candidates_[first + n < count ? first + n : first + n - count];
+    const int64_t own = score_of(i);
+    if (best != kNone && own >= *score) continue;
+    best = i;
+    *score = own;
+  }
+  return best;
+}
+
+int64_t Scheduler::backlog_us(const Engine& e, int64_t now_us) const {
+  return std::min(std::max(e.ready_at_us - now_us, e.own_us / kLate), spec::kMostMicros);
+}
+
+// Gateways that see the same samples would send to the same engine, for backlogs are rarely equal. So each sees them a little
+// differently, in each decision anew.
+int64_t Scheduler::perturbation_us(int32_t i) const {
+  if (options_.gateways == 1) return 0;
+  const uint64_t bits = spec::draw(spec::stream_key(options_.seed, i, 0), decisions_) >> 40;
+  return static_cast<int64_t>(bits * static_cast<uint64_t>(std::min(mean_own_us_, kMostPerturbedUs)) >> 24) / kPerturbedBy;
+}
+
+// Engines in lockstep wait for the one with the longest prefill. So of a group's engines the one is best that leaves the
+// longest backlog of the group shortest, and of these the one with the least pressure; of the groups' best, the one with the
+// least pressure under the group's backlog. Equals: the first in turn.
+int32_t Scheduler::pick_gimbal(int64_t now_us, int64_t* score) {
+  find_longest(now_us);
+  const spec::PressureWeights& w = options_.weights;
+  const size_t count = candidates_.size();
+  const size_t first = first_in_turn();
+  Choice best;
+  for (size_t n = 0; n < count; ++n) {
+    const int32_t i = candidates_[first + n < count ? first + n : first + n - count];
+    const Engine& e = engine(i);
+    const int64_t own_us = spec::prefill_micros(uncached_on(i), e.per_token);
+    const int64_t backlog = spec::backlog_term(w, backlog_[static_cast<size_t>(i)], own_us);
+    const int64_t rest = e.rest_us + spec::moe_term(w, own_us, e.moe);
+    Group& group = groups_[static_cast<size_t>(e.group)];
+    if (group.members == 1) {
+      if (best.engine == kNone || backlog + rest < best.cost_us) best = {i, backlog + rest, backlog, backlog + rest, n};
+      continue;
+    }
+    const int64_t longest = std::max(group.longest_us, backlog);
+    const bool is_better = group.best.engine == kNone || longest < group.best.longest_us ||
+                           (longest == group.best.longest_us && backlog + rest < group.best.total_us);
+    if (is_better) group.best = {i, longest + rest, longest, backlog + rest, n};
+  }
+  for (const int32_t g : lockstep_) {
+    const Choice& own = groups_[static_cast<size_t>(g)].best;
+    if (own.engine == kNone) continue;
+    const bool is_better = best.engine == kNone || own.cost_us < best.cost_us ||
+                           (own.cost_us == best.cost_us && own.turn < best.turn);
+    if (is_better) best = own;
+  }
+  *score = best.total_us;
+  return best.engine;
+}
+
+// Every engine's backlog, and the longest of each group, whether its engine may take the request or not.
+void Scheduler::find_longest(int64_t now_us) {
+  for (const int32_t g : lockstep_) {
+    Group& group = groups_[static_cast<size_t>(g)];
+    group.longest_us = 0;
+    group.best = Choice();
+  }
+  for (int32_t i = 0; i < engines(); ++i) {
+    const Engine& e = engine(i);
+    const int64_t us = backlog_us(e, now_us) + perturbation_us(i);
+    backlog_[static_cast<size_t>(i)] = us;
+    Group& group = groups_[static_cast<size_t>(e.group)];
+    if (group.members == 1 || e.state == EngineState::kGone) continue;
+    group.longest_us = std::max(group.longest_us, us);
+  }
+  for (const int32_t g : lockstep_) {
+    Group& group = groups_[static_cast<size_t>(g)];
+    group.longest_us = spec::backlog_term(options_.weights, group.longest_us, 0);
+  }
+}
+
+int32_t Scheduler::pick_least_in_flight(int64_t now_us, int64_t* score) {
+  return pick_least(score, [&](int32_t i) {
+    return backlog_us(engine(i), now_us) + spec::prefill_micros(uncached_on(i), engine(i).per_token);
+  });
+}
+
+// Where no engine has room, a request waits for others to end, and prefill does not decide: the engine is best whose cache has
+// the least to hold, and of equals the one with the least pressure.
+int32_t Scheduler::pick_least_demand(int64_t now_us, int64_t* score) {
+  const int32_t best = pick_least(score, [&](int32_t i) {
+    return (int64_t{kv_demand(i)} << 38) + std::min(pressure_us(i, now_us), (int64_t{1} << 38) - 1);
+  });
+  *score = pressure_us(best, now_us);
+  return best;
+}
+
+int32_t Scheduler::pick_power_of_two(int64_t* score) {
+  const uint64_t bits = spec::draw(spec::stream_key(options_.seed, 0, 0), decisions_);
+  const int32_t count = static_cast<int32_t>(candidates_.size());
+  const int32_t a = spec::below(static_cast<uint32_t>(bits), count);
+  const int32_t step = count > 1 ? 1 + spec::below(static_cast<uint32_t>(bits >> 32), count - 1) : 0;
+  const auto requests = [this](int32_t i) { return int64_t{details(i).waiting} + details(i).running + details(i).bumped; };
+  const int32_t one = candidates_[static_cast<size_t>(a)], two = candidates_[static_cast<size_t>((a + step) % count)];
+  *score = std::min(requests(one), requests(two));
+  return requests(two) < requests(one) ? two : one;
+}
+
+// Each scorer gives 0 to the worst engine and 1 to the best; equals all get 1.
+int32_t Scheduler::pick_llm_d(const DispatchRequest& request, int64_t now_us, int64_t* score) {
+  const auto stale = [&](int32_t i) { return now_us - engine(i).sampled_us > kLlmDStaleUs; };
+  int64_t least_queue = INT64_MAX, most_queue = 0, least_uncached = INT64_MAX, most_uncached = 0;
+  for (int32_t i : candidates_) {
+    if (!stale(i)) {
+      least_queue = std::min<int64_t>(least_queue, details(i).waiting);
+      most_queue = std::max<int64_t>(most_queue, details(i).waiting);
+    }
+    least_uncached = std::min(least_uncached, uncached_on(i));
+    most_uncached = std::max(most_uncached, uncached_on(i));
+  }
+  const auto rank = [](int64_t value, int64_t least, int64_t most) {
+    return most == least ? kWholeShare : kWholeShare * (most - value) / (most - least);
+  };
+  const bool has_prefix = request.prefix_count > 0 || request.session != 0;
+  return pick_least(score, [&](int32_t i) {
+    const int64_t queue = stale(i) ? 0 : rank(details(i).waiting, least_queue, most_queue);
+    const int64_t kv = stale(i) ? 0 : kWholeShare - details(i).kv;
+    const int64_t prefix = has_prefix ? rank(uncached_on(i), least_uncached, most_uncached) : 0;
+    return -(kLlmDQueue * queue + kLlmDKv * kv + kLlmDPrefix * prefix);
+  });
+}
+
+void Scheduler::commit(const DispatchRequest& request, int64_t now_us, Decision* decision) {
+  const int32_t i = decision->engine;
+  Engine& e = engine(i);
+  Details& d = details(i);
+  decision->ticket = take_ticket();
+  Ticket& own = ticket(decision->ticket);
+  own.engine = i;
+  own.streams = request.streams;
+  own.dispatched_us = now_us;
+  own.prompt_tokens = request.prompt_tokens;
+  own.uncached_tokens = uncached_on(i);
+  own.own_us = spec::prefill_micros(own.uncached_tokens, e.per_token);
+  link(decision->ticket);
+  e.ready_at_us = std::max(e.ready_at_us, now_us) + own.own_us;
+  own.due_us = e.ready_at_us;
+  ++d.in_flight;
+  if (now_us >= e.sampled_us) {
+    ++d.unseen;
+    d.unseen_tokens += own.uncached_tokens;
+  }
+  ++d.bumped;
+  d.bumped_tokens += request.prompt_tokens;
+  refresh(i);
+  mean_own_us_ += (own.own_us - mean_own_us_) / (mean_own_us_ == 0 ? 1 : kMeanOver);
+  if (request.prefix_count > 0) prefixes_.insert(request.prefix, request.prefix_count, i);
+  if (request.session != 0) {
+    if (sessions_.empty()) sessions_.resize(kSessions);
+    sessions_[request.session % kSessions] = {request.session, i, request.prompt_tokens};
+  }
+}
+
+EngineReport Scheduler::report(int32_t i, int64_t now_us) const {
+  const Engine& e = engine(i);
+  const Details& d = details(i);
+  EngineReport report;
+  report.terms.backlog_us = spec::backlog_term(options_.weights, backlog_us(e, now_us), 0);
+  report.terms.kv_us = spec::kv_term(options_.weights, kv_demand(i));
+  report.terms.queue_us = spec::queue_term(options_.weights, d.waiting + d.unseen, d.running);
+  report.terms.moe_us = spec::moe_term(options_.weights, mean_own_us_, e.moe);
+  report.terms.total_us = report.terms.backlog_us + report.terms.kv_us + report.terms.queue_us + report.terms.moe_us;
+  report.in_flight_us = e.own_us;
+  report.in_flight = d.in_flight;
+  report.stale = e.sampled_us < now_us - options_.stale_after_us;
+  report.state = e.state;
+  return report;
+}
+
+}  // namespace gimbal

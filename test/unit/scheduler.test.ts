@@ -1,0 +1,341 @@
+/** The scheduler as JavaScript meets it: names, ids, errors, stages, batches. The decisions themselves are native tests. */
+import * as fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import {
+  type DispatchRequest,
+  type EngineSample,
+  Scheduler,
+  type SchedulerOptions,
+} from '../../lib/index.js';
+
+/** A scheduler on a clock of the test's, its engines idle at time 0; a token takes 1 ms. */
+function idle(engines: number, options: Partial<SchedulerOptions> = {}) {
+  const clock = { nowMs: 0 };
+  const scheduler = new Scheduler({
+    engines,
+    prefillTokensPerSecond: 1000,
+    clock: () => clock.nowMs,
+    ...options,
+  });
+  scheduler.observe(scheduler.engines.map((_, engine) => sample(engine)));
+  return { clock, scheduler };
+}
+
+function sample(engine: number, more: Partial<EngineSample> = {}): EngineSample {
+  return { engine, timeMs: 0, kvUsage: 0, running: 0, waiting: 0, waitingPrefillTokens: 0, ...more };
+}
+
+const error = (code: string, field: string, received?: string) =>
+  expect.objectContaining({ code, field, ...(received === undefined ? {} : { received }) });
+
+describe('Scheduler', () => {
+  it('sends each request where the least prefill is in front of it, and says why', () => {
+    const { scheduler } = idle(3);
+    scheduler.observe([sample(0, { waitingPrefillTokens: 500, waiting: 1 })]);
+    const first = scheduler.dispatch({ id: 'a', promptTokens: 100 });
+    expect([1, 2]).toContain(first.engine);
+    expect(first).toMatchObject({ reason: 'least-pressure', pressure: 100 });
+    const second = scheduler.dispatch({ id: 'b', promptTokens: 50 });
+    expect(second.engine).toBe(3 - first.engine);
+    expect(scheduler.inFlight).toBe(2);
+  });
+
+  it('shows the pressure by term', () => {
+    const { clock, scheduler } = idle(1, { engines: [{ kvTokens: 1000 }] });
+    scheduler.observe([
+      sample(0, { waitingPrefillTokens: 250, waiting: 2, running: 5, kvUsage: 0.25, moePressure: 0.5 }),
+    ]);
+    // The mean request, for which expert pressure is stated, is the one that was sent.
+    scheduler.dispatch({ id: 1, promptTokens: 100 });
+    clock.nowMs = 10;
+    const [pressure] = scheduler.pressure();
+    expect(pressure).toMatchObject({
+      engine: 0,
+      backlogMs: 340,
+      // 250 waiting and 100 sent beside 250 held: 0.6 of 1,000, and 150 ms · 0.6 / 0.4.
+      kvMs: expect.closeTo(225, 1),
+      queueMs: 2 * 3 + 0.2 * 5,
+      moeMs: 50,
+      inFlight: 1,
+      inFlightPrefillMs: 100,
+      stale: false,
+      state: 'active',
+    });
+    expect(pressure!.totalMs).toBeCloseTo(
+      pressure!.backlogMs + pressure!.kvMs + pressure!.queueMs + pressure!.moeMs,
+      9,
+    );
+  });
+
+  it('keeps the ledger by ids, which can be used again once they have ended', () => {
+    const { scheduler } = idle(2);
+    scheduler.dispatch({ id: 'x', promptTokens: 10 });
+    expect(() => scheduler.dispatch({ id: 'x', promptTokens: 10 })).toThrow(
+      error('GIMBAL_INVALID_INPUT', 'request.id', '"x"'),
+    );
+    expect(scheduler.firstToken('x')).toBe(true);
+    expect(scheduler.progress('x', 10)).toBe(true);
+    expect(scheduler.finished('x')).toBe(true);
+    for (const tell of ['firstToken', 'finished', 'failed'] as const)
+      expect(scheduler[tell]('x')).toBe(false);
+    expect(scheduler.progress('x', 1)).toBe(false);
+    scheduler.dispatch({ id: 'x', promptTokens: 10 });
+    expect(scheduler.failed('x')).toBe(true);
+    expect(scheduler.inFlight).toBe(0);
+    expect(scheduler.pressure().every(({ inFlightPrefillMs }) => inFlightPrefillMs === 0)).toBe(true);
+  });
+
+  it('numbers engines as they come, and sends nothing to those that are not active', () => {
+    const { scheduler } = idle(1, { engines: [{ role: 'prefill', url: 'http://a:8000', globalRank: 4 }] });
+    expect(scheduler.addEngine({ role: 'decode', group: 'other' })).toBe(1);
+    expect(scheduler.engines).toEqual([
+      { role: 'prefill', url: 'http://a:8000', globalRank: 4 },
+      { role: 'decode', group: 'other' },
+    ]);
+    scheduler.observe([sample(1)]);
+    expect(scheduler.dispatch({ id: 1, promptTokens: 5 }).engine).toBe(0);
+    expect(scheduler.dispatch({ id: 2, promptTokens: 5, stage: 'decode' }).engine).toBe(1);
+    scheduler.setState(0, 'draining');
+    expect(scheduler.pressure()[0]).toMatchObject({ state: 'draining', inFlight: 1 });
+    expect(() => scheduler.dispatch({ id: 3, promptTokens: 5 })).toThrow(
+      error('GIMBAL_NO_ENGINE', 'engines'),
+    );
+    scheduler.setState(0, 'active');
+    expect(scheduler.dispatch({ id: 3, promptTokens: 5 }).engine).toBe(0);
+    scheduler.restarted(0);
+    expect(scheduler.pressure()[0]!.inFlightPrefillMs).toBe(0);
+  });
+
+  it('says so where no engine has a fresh sample, or none has room', () => {
+    const { clock, scheduler } = idle(2, { staleAfterMs: 100 });
+    scheduler.observe([sample(0, { kvUsage: 0.95 }), sample(1, { kvUsage: 0.96 })]);
+    expect(scheduler.dispatch({ id: 1, promptTokens: 5 }).reason).toBe('all-short-of-kv');
+    clock.nowMs = 1000;
+    expect(scheduler.pressure()[0]!.stale).toBe(true);
+    expect(scheduler.dispatch({ id: 2, promptTokens: 5 }).reason).toBe('no-fresh-sample');
+  });
+
+  it('takes prefixes as numbers, bigints or an array of them, and sessions by any name', () => {
+    for (const prefixHashes of [[1, 2, 3, 4], [1n, 2n, 3n, 4n], BigUint64Array.of(1n, 2n, 3n, 4n)]) {
+      const { clock, scheduler } = idle(4);
+      const first = scheduler.dispatch({ id: 1, promptTokens: 400, prefixHashes });
+      scheduler.finished(1);
+      clock.nowMs = 500;
+      const second = scheduler.dispatch({ id: 2, promptTokens: 400, prefixHashes: [1, 2, 3, 9] });
+      expect(second).toMatchObject({ engine: first.engine, pressure: 100 });
+    }
+    const { clock, scheduler } = idle(4);
+    const { engine } = scheduler.dispatch({ id: 1, promptTokens: 300, sessionKey: 'gespräch 🙂' });
+    scheduler.finished(1);
+    clock.nowMs = 400;
+    expect(scheduler.dispatch({ id: 2, promptTokens: 360, sessionKey: 'gespräch 🙂' })).toMatchObject({
+      engine,
+      pressure: 60,
+    });
+  });
+
+  it('gives a batch what one call after the other gives', () => {
+    const request = fc.record(
+      {
+        promptTokens: fc.integer({ min: 0, max: 5000 }),
+        streams: fc.boolean(),
+        sessionKey: fc.constantFrom('a', 'b'),
+        prefixHashes: fc.array(fc.integer({ min: 0, max: 5 }), { maxLength: 4 }),
+        stage: fc.constantFrom('prefill' as const, 'decode' as const),
+      },
+      { requiredKeys: ['promptTokens'] },
+    );
+    const policies = fc.constantFrom(
+      'gimbal',
+      'vllm',
+      'dynamo',
+      'llm-d',
+      'power-of-two',
+    ) as fc.Arbitrary<'gimbal'>;
+    fc.assert(
+      fc.property(fc.array(request, { maxLength: 30 }), policies, (shapes, policy) => {
+        const requests = shapes.map((shape, id) => ({ ...shape, id }));
+        const [one, other] = [idle(4, { policy }), idle(4, { policy })];
+        const singly = requests.map((r) => one.scheduler.dispatch(r));
+        expect(other.scheduler.dispatchBatch(requests)).toEqual(singly);
+        expect(other.scheduler.pressure()).toEqual(one.scheduler.pressure());
+        for (const { id } of requests) other.scheduler.finished(id);
+        expect(other.scheduler.inFlight).toBe(0);
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+  it('dispatches nothing of a batch in which one request is wrong', () => {
+    const { scheduler } = idle(2);
+    const good: DispatchRequest = { id: 1, promptTokens: 5 };
+    expect(() => scheduler.dispatchBatch([good, { id: 2, promptTokens: -1 }])).toThrow(
+      error('GIMBAL_INVALID_INPUT', 'requests[1].promptTokens', '-1'),
+    );
+    expect(() => scheduler.dispatchBatch([good, good])).toThrow(
+      error('GIMBAL_INVALID_INPUT', 'requests[1].id'),
+    );
+    expect(scheduler.inFlight).toBe(0);
+    expect(scheduler.dispatchBatch([])).toEqual([]);
+  });
+
+  it('is the same for the same seed, and has its own turns for another', () => {
+    const turns = (seed: number) => {
+      const { scheduler } = idle(16, { gateways: 3, seed });
+      return Array.from({ length: 40 }, (_, id) => scheduler.dispatch({ id, promptTokens: 100 }).engine);
+    };
+    expect(turns(7)).toEqual(turns(7));
+    expect(turns(7)).not.toEqual(turns(8));
+  });
+
+  it.each(['vllm', 'total-tokens', 'round-robin', 'power-of-two', 'least-load', 'dynamo', 'llm-d'] as const)(
+    'has %s as a policy',
+    (policy) => {
+      const { scheduler } = idle(3, { policy });
+      const engines = Array.from(
+        { length: 30 },
+        (_, id) => scheduler.dispatch({ id, promptTokens: 100 }).engine,
+      );
+      expect(new Set(engines)).toEqual(new Set([0, 1, 2]));
+      for (let id = 0; id < 30; id++) scheduler.finished(id);
+      expect(scheduler.pressure().every(({ inFlight }) => inFlight === 0)).toBe(true);
+    },
+  );
+});
+
+describe('stages of the caller', () => {
+  it('replace filter, score and pick, each alone, on the same ledger', () => {
+    const filtered = idle(3, { stages: { filter: (all) => all.filter(({ engine }) => engine === 2) } });
+    for (let id = 0; id < 3; id++) {
+      expect(filtered.scheduler.dispatch({ id, promptTokens: 100 })).toMatchObject({
+        engine: 2,
+        reason: 'custom',
+        pressure: 100 * (id + 1) + 2 * id,
+      });
+    }
+    const scored = idle(3, { stages: { score: ({ engine }) => -engine } });
+    expect(scored.scheduler.dispatch({ id: 1, promptTokens: 1 }).engine).toBe(2);
+    const picked = idle(3, { stages: { pick: (all) => all.at(-1)!.candidate.engine } });
+    expect(picked.scheduler.dispatch({ id: 1, promptTokens: 70 }).engine).toBe(2);
+    expect(picked.scheduler.pressure()[2]!.inFlightPrefillMs).toBe(70);
+    picked.scheduler.finished(1);
+    expect(picked.scheduler.inFlight).toBe(0);
+  });
+
+  it('see what ours would: without their own filter, only what is fresh and has room', () => {
+    const seen: number[][] = [];
+    const { scheduler } = idle(3, {
+      stages: {
+        score: ({ engine, pressureMs }) => {
+          seen.at(-1)!.push(engine);
+          return pressureMs;
+        },
+      },
+    });
+    scheduler.observe([sample(0, { kvUsage: 0.99 })]);
+    seen.push([]);
+    scheduler.dispatch({ id: 1, promptTokens: 10 });
+    expect(seen[0]).toEqual([1, 2]);
+    const all = idle(3, {
+      stages: { filter: (candidates) => candidates.filter(({ engine }) => engine === 0) },
+    });
+    all.scheduler.observe([sample(0, { kvUsage: 0.99 })]);
+    expect(all.scheduler.dispatch({ id: 1, promptTokens: 10 }).engine).toBe(0);
+  });
+
+  it('must pick one of the candidates, and may leave none', () => {
+    const wrong = idle(2, { stages: { pick: () => 7 } });
+    expect(() => wrong.scheduler.dispatch({ id: 1, promptTokens: 1 })).toThrow(
+      error('GIMBAL_INVALID_INPUT', 'options.stages.pick', '7'),
+    );
+    expect(wrong.scheduler.inFlight).toBe(0);
+    const none = idle(2, { stages: { filter: () => [] } });
+    expect(() => none.scheduler.dispatch({ id: 1, promptTokens: 1 })).toThrow(
+      error('GIMBAL_NO_ENGINE', 'engines'),
+    );
+  });
+});
+
+describe('what is wrong is named', () => {
+  // biome-ignore lint/suspicious/noExplicitAny: the wrong types are the point
+  type Wrong = any;
+
+  it.each<[string, Wrong, string]>([
+    ['no engines', {}, 'options.engines'],
+    ['none of them', { engines: 0 }, 'options.engines'],
+    ['half of one', { engines: 1.5 }, 'options.engines'],
+    ['an engine that is none', { engines: [3] }, 'options.engines[0]'],
+    ['a role', { engines: [{}, { role: 'decoder' }] }, 'options.engines[1].role'],
+    ['a URL', { engines: [{ url: 'localhost 8000' }] }, 'options.engines[0].url'],
+    ['a rank', { engines: [{ globalRank: -1 }] }, 'options.engines[0].globalRank'],
+    ['a group', { engines: [{ group: {} }] }, 'options.engines[0].group'],
+    ['a rate', { engines: 1, prefillTokensPerSecond: 3 }, 'options.prefillTokensPerSecond'],
+    ['a rate of NaN', { engines: 1, prefillTokensPerSecond: Number.NaN }, 'options.prefillTokensPerSecond'],
+    ['a policy', { engines: 1, policy: 'gimbals' }, 'options.policy'],
+    ['an option', { engines: 1, stale: 5 }, 'options.stale'],
+    ['a weight', { engines: 1, weights: { kv: -1 } }, 'options.weights.kv'],
+    ['a weight that is too large', { engines: 1, weights: { backlog: 1e9 } }, 'options.weights.backlog'],
+    ['a name of a weight', { engines: 1, weights: { KV: 1 } }, 'options.weights.KV'],
+    ['a limit', { engines: 1, weights: { kvLimit: 1 } }, 'options.weights.kvLimit'],
+    ['a seed', { engines: 1, seed: -1 }, 'options.seed'],
+    ['a clock', { engines: 1, clock: 5 }, 'options.clock'],
+    ['gateways', { engines: 1, gateways: 0 }, 'options.gateways'],
+    ['a stage', { engines: 1, stages: { filter: 1 } }, 'options.stages.filter'],
+    ['stages of a rival', { engines: 1, policy: 'vllm', stages: {} }, 'options.stages'],
+  ])('%s', (_, options, field) => {
+    expect(() => new Scheduler(options)).toThrow(
+      expect.objectContaining({ code: expect.stringMatching(/^GIMBAL_/), field }),
+    );
+  });
+
+  it.each<[string, Wrong, string]>([
+    ['no id', { promptTokens: 1 }, 'request.id'],
+    ['no prompt', { id: 1 }, 'request.promptTokens'],
+    ['a prompt of Infinity', { id: 1, promptTokens: Number.POSITIVE_INFINITY }, 'request.promptTokens'],
+    ['a prompt beyond all models', { id: 1, promptTokens: 2 ** 29 }, 'request.promptTokens'],
+    ['more cached than there is', { id: 1, promptTokens: 5, cachedTokens: 6 }, 'request.cachedTokens'],
+    ['a hash', { id: 1, promptTokens: 5, prefixHashes: [1, -2] }, 'request.prefixHashes[1]'],
+    ['hashes', { id: 1, promptTokens: 5, prefixHashes: 'abc' }, 'request.prefixHashes'],
+    ['a session', { id: 1, promptTokens: 5, sessionKey: 5 }, 'request.sessionKey'],
+    ['a stage', { id: 1, promptTokens: 5, stage: 'both' }, 'request.stage'],
+    ['a flag', { id: 1, promptTokens: 5, streams: 1 }, 'request.streams'],
+    ['a priority', { id: 1, promptTokens: 5, priority: Number.NaN }, 'request.priority'],
+    ['a key', { id: 1, promptTokens: 5, tokens: 5 }, 'request.tokens'],
+    ['nothing at all', undefined, 'request'],
+  ])('in a request: %s', (_, request, field) => {
+    const { scheduler } = idle(2);
+    expect(() => scheduler.dispatch(request)).toThrow(error('GIMBAL_INVALID_INPUT', field));
+    expect(scheduler.inFlight).toBe(0);
+  });
+
+  it.each<[string, Wrong, string]>([
+    ['an engine', { engine: 2 }, 'samples[1].engine'],
+    ['a time', { timeMs: Number.NaN }, 'samples[1].timeMs'],
+    ['a share', { kvUsage: 1.2 }, 'samples[1].kvUsage'],
+    ['requests', { running: -1 }, 'samples[1].running'],
+    ['half a request', { waiting: 0.5 }, 'samples[1].waiting'],
+    ['tokens', { waitingPrefillTokens: '5' }, 'samples[1].waitingPrefillTokens'],
+    ['a counter', { preemptions: -3 }, 'samples[1].preemptions'],
+    ['expert pressure', { moePressure: Number.POSITIVE_INFINITY }, 'samples[1].moePressure'],
+  ])('in a sample: %s', (_, wrong, field) => {
+    const { scheduler } = idle(2);
+    const good = sample(0, { waitingPrefillTokens: 777 });
+    expect(() => scheduler.observe([good, { ...sample(1), ...wrong }])).toThrow(
+      error('GIMBAL_INVALID_INPUT', field),
+    );
+    expect(scheduler.pressure()[0]!.backlogMs, 'none of the samples was taken').toBe(0);
+  });
+
+  it('in the rest', () => {
+    const { scheduler } = idle(1);
+    expect(() => scheduler.observe('x' as Wrong)).toThrow(error('GIMBAL_INVALID_INPUT', 'samples'));
+    expect(() => scheduler.dispatchBatch({} as Wrong)).toThrow(error('GIMBAL_INVALID_INPUT', 'requests'));
+    expect(() => scheduler.setState(5, 'active')).toThrow(error('GIMBAL_INVALID_INPUT', 'engine'));
+    expect(() => scheduler.setState(0, 'dead' as Wrong)).toThrow(error('GIMBAL_INVALID_INPUT', 'state'));
+    expect(() => scheduler.restarted(-1)).toThrow(error('GIMBAL_INVALID_INPUT', 'engine'));
+    expect(() => scheduler.progress(1, -1)).toThrow(error('GIMBAL_INVALID_INPUT', 'prefilledTokens'));
+    expect(() => scheduler.addEngine({ kvTokens: 0 })).toThrow(
+      error('GIMBAL_INVALID_INPUT', 'engine.kvTokens'),
+    );
+  });
+});
