@@ -15,7 +15,6 @@ constexpr int64_t kOnTheWayUs = 100 * 1000;
 constexpr int64_t kMeanOver = 16;  // requests
 // Of a request's prefill, the part by which backlogs are perturbed at the most.
 constexpr int64_t kPerturbedBy = 4;
-constexpr int64_t kMostPerturbedUs = int64_t{1} << 38;
 // Of the rivals.
 constexpr int64_t kDynamoBlockTokens = 16;
 constexpr int64_t kLeastLoadKvUs = 150 * 1000;
@@ -106,10 +105,10 @@ void Scheduler::observe(const EngineSample& sample, int64_t now_us) {
     waiting_us = spec::prefill_micros(sample.waiting_prefill_tokens, e.per_token);
     d.foreign_us = std::max(begun_us, waiting_us - (e.own_us - unseen_us) - done_us);
   } else {
-    const int64_t foreign_us = std::max(0, sample.waiting - before - done) * mean_own_us_;
+    const int64_t foreign_us = spec::prefill_micros(mean_tokens(std::max(0, sample.waiting - before - done)), e.per_token);
     d.foreign_us = std::max(begun_us, foreign_us);
     waiting_us += foreign_us;
-    d.waiting_tokens = static_cast<int64_t>((static_cast<uint64_t>(sample.waiting * mean_own_us_) << 20) / e.per_token);
+    d.waiting_tokens = mean_tokens(sample.waiting);
   }
   const int64_t least_us = time_us + waiting_us + unseen_us;
   e.ready_at_us = std::clamp(e.ready_at_us, least_us, std::max(least_us, now_us + e.own_us + d.foreign_us));
@@ -148,6 +147,11 @@ void Scheduler::forget_before(int32_t i, int64_t time_us, int64_t now_us) {
   for (Session& session : sessions_) {
     if (session.engine == i) session = Session();
   }
+}
+
+// What so many requests would have to compute, as those do that were sent of late.
+int64_t Scheduler::mean_tokens(int32_t requests) const {
+  return std::min(requests * (mean_sum_ / kMeanOver), spec::kMostTokens);
 }
 
 // The terms that only samples and the ledger change.
@@ -328,10 +332,10 @@ Scheduler::Class Scheduler::filter(const DispatchRequest& request, int64_t now_u
   for (int32_t i = 0; i < engines(); ++i) {
     const Engine& e = engine(i);
     if (!may_take(e, request.stage)) continue;
-    const Class own = !sorts                         ? Class::kGood
-                      : e.sampled_us < fresh_from_us ? Class::kStale
+    const Class own = !sorts                                  ? Class::kGood
+                      : e.sampled_us < fresh_from_us          ? Class::kStale
                       : e.room_tokens < request.prompt_tokens ? Class::kShortOfKv
-                                                     : Class::kGood;
+                                                              : Class::kGood;
     if (own > best) continue;
     if (own < best) candidates_.clear();
     best = own;
@@ -377,7 +381,7 @@ int32_t Scheduler::pick(const DispatchRequest& request, Class of, int64_t now_us
       return pick_least(score, [&](int32_t i) {
         const Details& d = details(i);
         const int64_t held = ((d.kv_tokens * d.kv) >> spec::kShareBits) + d.waiting_tokens + d.bumped_tokens;
-        return held * spec::kMostRequests + d.waiting + d.running + d.bumped;
+        return std::min(held, int64_t{1} << 38) * spec::kMostRequests + d.waiting + d.running + d.bumped;
       });
     case DispatchPolicy::kRoundRobin:
       return pick_least(score, [](int32_t) { return int64_t{0}; });
@@ -430,8 +434,9 @@ int64_t Scheduler::backlog_us(const Engine& e, int64_t now_us) const {
 // differently, in each decision anew.
 int64_t Scheduler::perturbation_us(int32_t i) const {
   if (options_.gateways == 1) return 0;
-  const uint64_t bits = spec::draw(spec::stream_key(options_.seed, i, 0), decisions_) >> 40;
-  return static_cast<int64_t>(bits * static_cast<uint64_t>(std::min(mean_own_us_, kMostPerturbedUs)) >> 24) / kPerturbedBy;
+  const uint64_t bits = spec::draw(spec::stream_key(options_.seed, i, 0), decisions_) >> 48;
+  const int64_t most_us = spec::prefill_micros(mean_tokens(1), engine(i).per_token) / kPerturbedBy;
+  return static_cast<int64_t>(bits * static_cast<uint64_t>(most_us) >> 16);
 }
 
 // Engines in lockstep wait for the one with the longest prefill. So of a group's engines the one is best that leaves the
@@ -565,7 +570,7 @@ void Scheduler::commit(const DispatchRequest& request, int64_t now_us, Decision*
   ++d.bumped;
   d.bumped_tokens += request.prompt_tokens;
   refresh(i);
-  mean_own_us_ += (own.own_us - mean_own_us_) / (mean_own_us_ == 0 ? 1 : kMeanOver);
+  mean_sum_ = mean_sum_ == 0 ? own.uncached_tokens * kMeanOver : mean_sum_ + own.uncached_tokens - mean_sum_ / kMeanOver;
   if (request.prefix_count > 0) prefixes_.insert(request.prefix, request.prefix_count, i);
   if (request.session != 0) {
     if (sessions_.empty()) sessions_.resize(kSessions);
@@ -580,7 +585,7 @@ EngineReport Scheduler::report(int32_t i, int64_t now_us) const {
   report.terms.backlog_us = spec::backlog_term(options_.weights, backlog_us(e, now_us), 0);
   report.terms.kv_us = spec::kv_term(options_.weights, kv_demand(i));
   report.terms.queue_us = spec::queue_term(options_.weights, d.waiting + d.unseen, d.running);
-  report.terms.moe_us = spec::moe_term(options_.weights, mean_own_us_, e.moe);
+  report.terms.moe_us = spec::moe_term(options_.weights, spec::prefill_micros(mean_tokens(1), e.per_token), e.moe);
   report.terms.total_us = report.terms.backlog_us + report.terms.kv_us + report.terms.queue_us + report.terms.moe_us;
   report.in_flight_us = e.own_us;
   report.in_flight = d.in_flight;

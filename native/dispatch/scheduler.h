@@ -224,6 +224,7 @@ class Scheduler {
   int64_t backlog_us(const Engine& engine, int64_t now_us) const;
   int64_t pressure_us(int32_t engine, int64_t now_us) const;
   int64_t perturbation_us(int32_t engine) const;
+  int64_t mean_tokens(int32_t requests) const;
   void refresh(int32_t engine);
   Engine& engine(int32_t i) { return engines_[static_cast<size_t>(i)]; }
   const Engine& engine(int32_t i) const { return engines_[static_cast<size_t>(i)]; }
@@ -247,7 +248,7 @@ class Scheduler {
   PrefixIndex prefixes_;
   std::vector<Session> sessions_;
   uint64_t decisions_ = 0;
-  int64_t mean_own_us_ = 0;  // of late
+  int64_t mean_sum_ = 0;  // the mean of uncached tokens of late, times the requests that it is over
 
   // Scratch of a decision; [engines] unless said otherwise.
   std::vector<int32_t> candidates_;  // [found]

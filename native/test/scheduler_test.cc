@@ -531,6 +531,32 @@ TEST_CASE("scheduler: of two at random, the one with fewer requests") {
   CHECK(one.dispatch(prompt(1), 0).engine == 0);
 }
 
+TEST_CASE("scheduler: sums stay in range at the limits of everything") {
+  SchedulerOptions o = options();
+  o.weights = {1u << 24, 1u << 24, 1u << 24, 1u << 24, 3600 * kSecond, static_cast<int32_t>(kOne) - 1, 3600 * kSecond, 3600 * kSecond};
+  o.gateways = 2;
+  for (const bool tells : {false, true}) {
+    Scheduler s(o);
+    EngineOptions slow = engine();
+    slow.prefill_tokens_per_second = spec::kLeastTokensPerSecond;
+    slow.kv_tokens = std::numeric_limits<int32_t>::max();
+    for (int32_t i = 0; i < 2; ++i) s.add_engine(slow);
+    const int64_t far_us = int64_t{1} << 52;
+    for (int n = 0; n < 40; ++n) {
+      s.dispatch(prompt(spec::kMostTokens), far_us);
+      EngineSample one = sample(n % 2, far_us, spec::kMostRequests, spec::kMostRequests, spec::kMostTokens, 1);
+      if (!tells) one.waiting_prefill_tokens = EngineSample::kUnknown;
+      one.moe = static_cast<int32_t>(100 * kOne);
+      s.observe(one, far_us);
+      for (int32_t i = 0; i < 2; ++i) {
+        const EngineReport report = s.report(i, far_us);
+        CHECK(report.terms.total_us >= 0);
+        CHECK(report.terms.total_us < std::numeric_limits<int64_t>::max() / 4);
+      }
+    }
+  }
+}
+
 // ---- against a plain scheduler
 
 constexpr int64_t kNever = std::numeric_limits<int64_t>::min() / 2;
