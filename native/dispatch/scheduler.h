@@ -132,6 +132,7 @@ class Scheduler {
   // Of what is outstanding, the part that is still assumed when the engine should have been through with it all.
   static constexpr int64_t kLate = 8;
   static constexpr size_t kSettledKept = 128;  // of an engine
+  static constexpr size_t kSessions = size_t{1} << 16;
 
   // What every decision looks at of every engine: a line of cache each.
   struct alignas(64) Engine {
