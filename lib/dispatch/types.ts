@@ -25,7 +25,7 @@ export interface EngineOptions {
   url?: string;
   /** Default: the scheduler's. */
   prefillTokensPerSecond?: number;
-  /** What the engine's KV cache holds; only the policy `total-tokens` asks. */
+  /** What the engine's KV cache holds. With it, what was sent counts against the cache before a sample can show it. */
   kvTokens?: number;
 }
 

@@ -5,6 +5,7 @@
 import {
   type BackendInfo,
   type backends,
+  type Dispatched,
   type Evaluation,
   evaluatePlacements,
   GimbalError,
@@ -18,6 +19,8 @@ import {
   Planner,
   parseTopology,
   planPlacement,
+  RequestQueue,
+  Scheduler,
   topology,
 } from '../../lib/index.js';
 
@@ -61,6 +64,17 @@ export async function right(): Promise<void> {
     slotsPerGpu: 2,
     tokens: problem.tokens,
   });
+
+  const scheduler = new Scheduler({ engines: [{ group: 'a', role: 'prefill' }], policy: 'dynamo', seed: 5n });
+  const dispatched: Dispatched = scheduler.dispatch({ id: 1, promptTokens: 5, prefixHashes: [1n, 2] });
+  isTrue<Equal<typeof dispatched.engine, number>>();
+  scheduler.observe([{ engine: 0, timeMs: 0, kvUsage: 0.5, running: 1, waiting: 0 }]);
+  const queue = new RequestQueue({ policy: 'hrrn' });
+  isTrue<Equal<ReturnType<typeof queue.pop>, string | number | undefined>>();
+  // @ts-expect-error a policy that does not exist
+  new Scheduler({ engines: 2, policy: 'random' });
+  // @ts-expect-error a sample needs its time
+  scheduler.observe([{ engine: 0, kvUsage: 0.5, running: 1, waiting: 0 }]);
 
   const held = await holdProblem(problem);
   isTrue<Equal<typeof held, HeldProblem>>();
