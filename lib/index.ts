@@ -63,6 +63,22 @@ export {
   models,
   type Precision,
 } from './presets.js';
+export { EnginePoller } from './telemetry/poller.js';
+export { readSglangLoads, readSglangMetrics } from './telemetry/sglang.js';
+export type {
+  EnginePollerOptions,
+  EngineReading,
+  ReadLoadsOptions,
+  ReadMetricsOptions,
+  ServerEndpoint,
+  ServerKind,
+  ServerState,
+  ServerStatus,
+  SglangEngineReading,
+  TelemetryServer,
+  VllmEngineReading,
+} from './telemetry/types.js';
+export { readVllmMetrics } from './telemetry/vllm.js';
 export {
   type AllToAll,
   type ParseTopologyOptions,
