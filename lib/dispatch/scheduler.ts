@@ -3,7 +3,7 @@
  * here are names in place of numbers, the ids of requests, and the stages that a caller may replace.
  */
 import { binding, type NativeScheduler } from '../binding.js';
-import { describe, invalid, oneOf } from '../checks.js';
+import { atLeastZero, describe, invalid, oneOf } from '../checks.js';
 import { GimbalError } from '../errors.js';
 import type {
   Candidate,
@@ -24,6 +24,7 @@ import {
   checkRequest,
   checkSample,
   checkScheduler,
+  checkTime,
   checkTokens,
   POLICIES,
   ROLES,
@@ -136,6 +137,35 @@ export class Scheduler {
     return this.#dispatch(request, this.#options.clock());
   }
 
+  /**
+   * Another gateway has sent the request to this engine, `ageMs` ago: it stands in the ledger under its id until `finished` or
+   * `failed`, as one of ours does. A sample taken after it was sent counts as usual.
+   *
+   * @throws GimbalError GIMBAL_INVALID_INPUT (names the field; also an id that is in flight)
+   */
+  dispatched(engine: number, request: DispatchRequest, ageMs = 0): void {
+    checkEngineNumber('engine', engine, this.#engines.length);
+    checkRequest('request', request);
+    checkTime('ageMs', atLeastZero('ageMs', ageMs));
+    this.#checkNew('request.id', request.id);
+    const { promptTokens, cachedTokens = UNKNOWN, stage = 'prefill', streams = true, sessionKey } = request;
+    const hashes =
+      request.prefixHashes === undefined ? undefined : toHashes('request.prefixHashes', request.prefixHashes);
+    const sentMs = this.#options.clock() - ageMs;
+    const stageNumber = STAGES.indexOf(stage);
+    this.#native.dispatchTo(
+      engine,
+      promptTokens,
+      cachedTokens,
+      stageNumber,
+      streams,
+      sentMs,
+      sessionKey,
+      hashes,
+    );
+    this.#tickets.set(request.id, this.#decision[1]!);
+  }
+
   /** The same as one call of `dispatch` after the other at one time. All are checked before any is dispatched. */
   dispatchBatch(requests: readonly DispatchRequest[]): Dispatched[] {
     if (!Array.isArray(requests)) throw invalid('requests', 'an array', describe(requests));
@@ -189,6 +219,12 @@ export class Scheduler {
     return this.#engines.map((_, engine) => this.#pressureOf(engine, nowMs));
   }
 
+  /** That of one engine. */
+  pressureOf(engine: number): EnginePressure {
+    checkEngineNumber('engine', engine, this.#engines.length);
+    return this.#pressureOf(engine, this.#options.clock());
+  }
+
   #add(engine: EngineOptions): number {
     const { group = '', role = 'both', kvTokens = 0 } = engine;
     const { prefillTokensPerSecond = this.#options.prefillTokensPerSecond } = engine;
@@ -202,6 +238,16 @@ export class Scheduler {
 
   #dispatch(request: DispatchRequest, nowMs: number): Dispatched {
     this.#checkNew('request.id', request.id);
+    const barred = (request.excluding ?? []).filter((engine) => this.#states[engine] === 'active');
+    try {
+      for (const engine of barred) this.#native.setState(engine, STATES.indexOf('draining'));
+      return this.#dispatchAmongActive(request, nowMs);
+    } finally {
+      for (const engine of barred) this.#native.setState(engine, STATES.indexOf('active'));
+    }
+  }
+
+  #dispatchAmongActive(request: DispatchRequest, nowMs: number): Dispatched {
     const { stages } = this.#options;
     if (stages !== undefined) return this.#dispatchByStages(request, stages, nowMs);
     const { promptTokens, cachedTokens = UNKNOWN, stage, streams = true, sessionKey, prefixHashes } = request;
@@ -310,8 +356,10 @@ export class Scheduler {
 }
 
 /** What a batch says in columns of numbers. */
-function isPlain({ sessionKey, prefixHashes, stage = 'prefill' }: DispatchRequest): boolean {
-  return sessionKey === undefined && prefixHashes === undefined && stage === 'prefill';
+function isPlain({ sessionKey, prefixHashes, stage = 'prefill', excluding }: DispatchRequest): boolean {
+  return (
+    sessionKey === undefined && prefixHashes === undefined && stage === 'prefill' && excluding === undefined
+  );
 }
 
 function noEngine({ stage = 'prefill' }: DispatchRequest): GimbalError {

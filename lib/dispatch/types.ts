@@ -61,6 +61,8 @@ export interface DispatchRequest {
   stage?: 'prefill' | 'decode';
   /** `false`: nobody will tell its first token. Default `true`. */
   streams?: boolean;
+  /** Engines that shall not take it, e.g. since they have failed it before. */
+  excluding?: readonly number[];
 }
 
 export type DispatchReason =
@@ -138,7 +140,7 @@ export interface SchedulerOptions {
   weights?: PressureWeights;
   /** Default 3,000. */
   staleAfterMs?: number;
-  /** How many schedulers send to these engines, this one included, without a ledger in common. Default 1. */
+  /** How many schedulers send to these engines, this one included. Default 1. */
   gateways?: number;
   /** Of ties and draws. Gateways of one fleet should have different ones. Default 0. */
   seed?: number | bigint;

@@ -40,7 +40,7 @@ export const STAGES = ['prefill', 'decode'] as const;
 export const QUEUE_POLICIES = ['gimbal', 'fcfs', 'spf', 'hrrn'] as const;
 
 /** kMostTokens in native/spec/pressure.h. */
-const MOST_TOKENS = 2 ** 28;
+export const MOST_TOKENS = 2 ** 28;
 const MOST_REQUESTS = 2 ** 24;
 /** Limits that keep sums of terms exact: a weight, and the time scale of a term. */
 const MOST_WEIGHT = 256;
@@ -190,10 +190,11 @@ export function checkRequest(field: string, request: DispatchRequest): void {
     'priority',
     'stage',
     'streams',
+    'excluding',
   ]);
   checkId(`${field}.id`, request.id);
   checkTokens(`${field}.promptTokens`, request.promptTokens);
-  const { cachedTokens, sessionKey, prefixHashes, priority, stage, streams } = request;
+  const { cachedTokens, sessionKey, prefixHashes, priority, stage, streams, excluding } = request;
   if (cachedTokens !== undefined) within(`${field}.cachedTokens`, cachedTokens, 0, request.promptTokens);
   if (sessionKey !== undefined && typeof sessionKey !== 'string') {
     throw invalid(`${field}.sessionKey`, 'a string', describe(sessionKey));
@@ -206,6 +207,9 @@ export function checkRequest(field: string, request: DispatchRequest): void {
   }
   if (stage !== undefined) oneOf(`${field}.stage`, stage, STAGES);
   if (streams !== undefined) boolean(`${field}.streams`, streams);
+  if (excluding === undefined) return;
+  if (!Array.isArray(excluding)) throw invalid(`${field}.excluding`, 'an array', describe(excluding));
+  for (const [n, engine] of excluding.entries()) ordinal(`${field}.excluding[${n}]`, engine);
 }
 
 /** Hashes as native code reads them. */

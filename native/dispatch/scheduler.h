@@ -105,7 +105,7 @@ class Scheduler {
   // A sample older than the last one of its engine is left out; one from the future of `now_us` counts as of now.
   void observe(const EngineSample& sample, int64_t now_us);
   Decision dispatch(const DispatchRequest& request, int64_t now_us);
-  // The same where somebody else has picked: its ledger must know.
+  // The same where somebody else has picked, perhaps some time ago: its ledger must know.
   Decision dispatch_to(int32_t engine, const DispatchRequest& request, int64_t now_us);
   // visit(engine, pressure in us) for every engine that the filter lets through, the request's own prefill included; with `all`,
   // for every one that may take the request.
@@ -223,6 +223,7 @@ class Scheduler {
   void commit(const DispatchRequest& request, int64_t now_us, Decision* decision);
 
   int64_t backlog_us(const Engine& engine, int64_t now_us) const;
+  void claim_foreign(int32_t engine);
   int64_t pressure_us(int32_t engine, int64_t now_us) const;
   int64_t perturbation_us(int32_t engine) const;
   int64_t mean_tokens(int32_t requests) const;

@@ -145,6 +145,19 @@ TEST_CASE("scheduler: foreign work that waits no more has been begun, and is not
   CHECK(s.report(0, 2 * kSecond).terms.backlog_us == 0);
 }
 
+TEST_CASE("scheduler: what another gateway tells late is not foreign any more") {
+  Scheduler s(options());
+  s.add_engine(engine());
+  const int64_t t = kSecond;
+  s.observe(sample(0, t, 0, 2, 700), t);  // of which 500 are told of below
+  s.dispatch_to(0, prompt(500), t - 5 * kMs);
+  CHECK(s.report(0, t).terms.backlog_us == 700 * kMs);
+  CHECK(s.report(0, t).terms.queue_us == 2 * 2 * kMs);
+  s.dispatch_to(0, prompt(500), t + kMs);  // one that no sample can show stands beside them
+  CHECK(s.report(0, t + kMs).terms.backlog_us == 1199 * kMs);
+  CHECK(s.report(0, t + kMs).terms.queue_us == 3 * 2 * kMs);
+}
+
 TEST_CASE("scheduler: an engine works its backlog off at its rate, and one that is late keeps a part of it") {
   Scheduler s = scheduler_of(1);
   s.observe(sample(0, 0), 0);

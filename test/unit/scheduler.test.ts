@@ -1,6 +1,7 @@
 /** The scheduler as JavaScript meets it: names, ids, errors, stages, batches. The decisions themselves are native tests. */
 import * as fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import { POLICIES } from '../../lib/dispatch/validate.js';
 import {
   type DispatchRequest,
   type EngineSample,
@@ -179,6 +180,32 @@ describe('Scheduler', () => {
     expect(scheduler.dispatchBatch([])).toEqual([]);
   });
 
+  it('sends nothing to engines that a request excludes, under any policy, and only for that request', () => {
+    for (const policy of POLICIES) {
+      const scheduler = new Scheduler({ engines: 3, policy });
+      scheduler.setState(2, 'draining');
+      for (let n = 0; n < 6; n += 1) {
+        expect(scheduler.dispatch({ id: `a${n}`, promptTokens: 10, excluding: [n % 2, 2, 77] }).engine).toBe(
+          1 - (n % 2),
+        );
+      }
+      expect(() => scheduler.dispatch({ id: 'none', promptTokens: 1, excluding: [0, 1] })).toThrow(
+        expect.objectContaining({ code: 'GIMBAL_NO_ENGINE' }),
+      );
+      const [first, second] = scheduler.dispatchBatch([
+        { id: 'b', promptTokens: 1, excluding: [0] },
+        { id: 'c', promptTokens: 1, excluding: [1] },
+      ]);
+      expect([first!.engine, second!.engine]).toEqual([1, 0]);
+      expect(scheduler.pressure().map(({ state }) => state)).toEqual(['active', 'active', 'draining']);
+      const free = Array.from(
+        { length: 8 },
+        (_, n) => scheduler.dispatch({ id: n, promptTokens: 50 }).engine,
+      );
+      expect(new Set(free)).toEqual(new Set([0, 1]));
+    }
+  });
+
   it('is the same for the same seed, and has its own turns for another', () => {
     const turns = (seed: number) => {
       const { scheduler } = idle(16, { gateways: 3, seed });
@@ -201,6 +228,99 @@ describe('Scheduler', () => {
       expect(scheduler.pressure().every(({ inFlight }) => inFlight === 0)).toBe(true);
     },
   );
+});
+
+describe('what another gateway has sent', () => {
+  const step = fc.oneof(
+    {
+      weight: 4,
+      arbitrary: fc.record({
+        kind: fc.constant('dispatch' as const),
+        gateway: fc.nat(1),
+        promptTokens: fc.integer({ min: 0, max: 5000 }),
+        streams: fc.boolean(),
+        sessionKey: fc.constantFrom('a', 'b', undefined),
+        prefixHashes: fc.option(fc.array(fc.nat(5), { minLength: 1, maxLength: 4 }), { nil: undefined }),
+      }),
+    },
+    fc.record({ kind: fc.constantFrom('firstToken', 'finished', 'failed'), nth: fc.nat(5) }),
+    fc.record({ kind: fc.constant('wait' as const), ms: fc.nat(2000) }),
+    fc.record({
+      kind: fc.constant('sample' as const),
+      engine: fc.nat(2),
+      waiting: fc.nat(3),
+      waitingPrefillTokens: fc.nat(8000),
+    }),
+  );
+
+  it.each(['gimbal', 'vllm', 'least-load', 'dynamo', 'power-of-two'] as const)(
+    'makes two schedulers that tell each other all pick as one does that gets all, under %s',
+    (policy) => {
+      fc.assert(
+        fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
+          const all = [idle(3, { policy }), idle(3, { policy }), idle(3, { policy })] as const;
+          const one = all[2].scheduler;
+          const live: number[] = [];
+          steps.forEach((of, id) => {
+            if (of.kind === 'dispatch') {
+              const { kind: _, gateway, sessionKey, prefixHashes, ...rest } = of;
+              const named = sessionKey === undefined ? rest : { ...rest, sessionKey };
+              const request = { id, ...(prefixHashes === undefined ? named : { ...named, prefixHashes }) };
+              const picked = all[gateway]!.scheduler.dispatch(request);
+              all[1 - gateway]!.scheduler.dispatched(picked.engine, request);
+              expect(picked).toEqual(one.dispatch(request));
+              live.push(id);
+            } else if (of.kind === 'wait') {
+              for (const { clock } of all) clock.nowMs += of.ms;
+            } else if (of.kind === 'sample') {
+              const { kind: _, ...more } = of;
+              for (const { clock, scheduler } of all)
+                scheduler.observe([sample(of.engine, { timeMs: clock.nowMs, ...more })]);
+            } else if (of.nth < live.length) {
+              const told = live[of.nth]!;
+              for (const { scheduler } of all) scheduler[of.kind as 'finished'](told);
+              if (of.kind !== 'firstToken') live.splice(of.nth, 1);
+            }
+          });
+          for (const { scheduler } of all) {
+            expect(scheduler.pressure()).toEqual(one.pressure());
+            expect(scheduler.inFlight).toBe(live.length);
+          }
+        }),
+        { numRuns: 60 },
+      );
+    },
+  );
+
+  it('began when it was sent, not when it was told', () => {
+    const { clock, scheduler } = idle(2);
+    clock.nowMs = 1000;
+    scheduler.dispatched(1, { id: 'theirs', promptTokens: 500 }, 300);
+    expect(scheduler.pressureOf(1)).toMatchObject({ backlogMs: 200, inFlightPrefillMs: 500, inFlight: 1 });
+    expect(scheduler.pressureOf(0)).toMatchObject({ backlogMs: 0, inFlight: 0 });
+    expect(scheduler.finished('theirs')).toBe(true);
+    expect(scheduler.inFlight).toBe(0);
+  });
+
+  it('is in a sample that was taken after it was sent, and stands beside one that was taken before', () => {
+    for (const [ageMs, queueMs, backlogMs] of [
+      [5, 2, 497],
+      [1, 4, 997],
+    ] as const) {
+      const { clock, scheduler } = idle(1);
+      clock.nowMs = 100;
+      scheduler.observe([sample(0, { timeMs: 97, waiting: 1, waitingPrefillTokens: 500 })]);
+      scheduler.dispatched(0, { id: 1, promptTokens: 500 }, ageMs);
+      expect(scheduler.pressureOf(0)).toMatchObject({ queueMs, backlogMs });
+    }
+  });
+
+  it('goes where it was sent: engines that get nothing new, and ones that stages of the caller leave out', () => {
+    const { scheduler } = idle(2, { stages: { filter: () => [] } });
+    scheduler.setState(1, 'draining');
+    scheduler.dispatched(1, { id: 1, promptTokens: 100, streams: false });
+    expect(scheduler.pressureOf(1)).toMatchObject({ inFlightPrefillMs: 100, state: 'draining' });
+  });
 });
 
 describe('stages of the caller', () => {
@@ -300,6 +420,8 @@ describe('what is wrong is named', () => {
     ['a stage', { id: 1, promptTokens: 5, stage: 'both' }, 'request.stage'],
     ['a flag', { id: 1, promptTokens: 5, streams: 1 }, 'request.streams'],
     ['a priority', { id: 1, promptTokens: 5, priority: Number.NaN }, 'request.priority'],
+    ['an engine', { id: 1, promptTokens: 5, excluding: [0, -1] }, 'request.excluding[1]'],
+    ['engines', { id: 1, promptTokens: 5, excluding: 1 }, 'request.excluding'],
     ['a key', { id: 1, promptTokens: 5, tokens: 5 }, 'request.tokens'],
     ['nothing at all', undefined, 'request'],
   ])('in a request: %s', (_, request, field) => {
@@ -333,6 +455,20 @@ describe('what is wrong is named', () => {
     expect(() => scheduler.setState(5, 'active')).toThrow(error('GIMBAL_INVALID_INPUT', 'engine'));
     expect(() => scheduler.setState(0, 'dead' as Wrong)).toThrow(error('GIMBAL_INVALID_INPUT', 'state'));
     expect(() => scheduler.restarted(-1)).toThrow(error('GIMBAL_INVALID_INPUT', 'engine'));
+    const request: DispatchRequest = { id: 1, promptTokens: 5 };
+    for (const engine of [1, -1, 0.5]) {
+      expect(() => scheduler.dispatched(engine, request)).toThrow(error('GIMBAL_INVALID_INPUT', 'engine'));
+    }
+    for (const ageMs of [-1, Number.NaN, 1e300]) {
+      expect(() => scheduler.dispatched(0, request, ageMs)).toThrow(error('GIMBAL_INVALID_INPUT', 'ageMs'));
+    }
+    expect(() => scheduler.dispatched(0, { ...request, promptTokens: -1 })).toThrow(
+      error('GIMBAL_INVALID_INPUT', 'request.promptTokens'),
+    );
+    scheduler.dispatched(0, request);
+    expect(() => scheduler.dispatched(0, request)).toThrow(error('GIMBAL_INVALID_INPUT', 'request.id', '1'));
+    expect(() => scheduler.dispatch(request)).toThrow(error('GIMBAL_INVALID_INPUT', 'request.id', '1'));
+    expect(scheduler.inFlight).toBe(1);
     expect(() => scheduler.progress(1, -1)).toThrow(error('GIMBAL_INVALID_INPUT', 'prefilledTokens'));
     expect(() => scheduler.addEngine({ kvTokens: 0 })).toThrow(
       error('GIMBAL_INVALID_INPUT', 'engine.kvTokens'),
