@@ -147,7 +147,7 @@ describe('Scheduler', () => {
       scheduler.observe([sample(2, { waitingPrefillTokens: 50, waiting: 1 })]);
       expect(scheduler.dispatch({ ...request, id: 2 })).toMatchObject({ engine: 1, pressure: 40 });
       const batch = idle(4).scheduler.dispatchBatch([
-        { ...request, id: 1 },
+        { id: 1, promptTokens: 100, cachedTokens },
         { id: 2, promptTokens: 100, cachedTokens: [0, 0, 0, 90] },
         { id: 3, promptTokens: 100, cachedTokens: 100 },
       ]);
