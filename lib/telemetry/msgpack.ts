@@ -3,6 +3,7 @@
  * bytes first, in one pass that allocates nothing: every value takes a byte at least.
  */
 import { decode } from '@msgpack/msgpack';
+import type { GimbalError } from '../errors.js';
 import { formatError } from '../import/limits.js';
 
 /** A prefill step of a million tokens, with ids of five bytes each, takes a third of it. */
@@ -32,64 +33,78 @@ function checkShape(bytes: Uint8Array, source: string): void {
   if (bytes.length > MAX_PAYLOAD_BYTES) {
     throw formatError(source, '', `at most ${MAX_PAYLOAD_BYTES} bytes`, `${bytes.length}`);
   }
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const walk = new Walk(bytes, source);
   /** [depth] Values that each open list or map still lacks; the whole is the first. */
   const lacking = new Uint32Array(MAX_DEPTH + 1);
-  let depth = 0;
-  let at = 0;
-  let expected = 1;
   lacking[0] = 1;
-  while (expected > 0) {
-    if (at >= bytes.length) throw formatError(source, `byte ${at}`, 'a value', 'the end');
-    const { skip, values } = headOf(view, at, source);
-    at += skip;
+  let depth = 0;
+  for (let expected = 1; expected > 0; ) {
+    const values = walk.step();
     expected += values - 1;
-    if (at > bytes.length || expected > bytes.length - at) {
-      throw formatError(source, `byte ${at}`, 'no more values than there are bytes', 'what claims more');
+    if (expected > bytes.length - walk.at) {
+      throw walk.wrong('no more values than there are bytes', 'what claims more');
     }
     lacking[depth]! -= 1;
     if (values > 0) {
       depth += 1;
-      if (depth > MAX_DEPTH) throw formatError(source, `byte ${at}`, `at most ${MAX_DEPTH} levels`, 'more');
+      if (depth > MAX_DEPTH) throw walk.wrong(`at most ${MAX_DEPTH} levels`, 'more');
       lacking[depth] = values;
     }
     while (depth > 0 && lacking[depth] === 0) depth -= 1;
   }
-  if (at < bytes.length)
-    throw formatError(source, `byte ${at}`, 'the end', `${bytes.length - at} bytes more`);
-}
-
-/** Bytes of a value up to the first that is within it, and how many are. */
-interface Head {
-  skip: number;
-  values: number;
+  if (walk.at < bytes.length) throw walk.wrong('the end', `${bytes.length - walk.at} bytes more`);
 }
 
 /** Bytes after the head of what has a fixed size, from 0xca on: floats, unsigned and signed integers, short extensions. */
-const FIXED_SIZES = [4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 2, 3, 5, 9, 17];
+const FIXED_SIZES = Uint8Array.of(4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 2, 3, 5, 9, 17);
 
-function headOf(view: DataView, at: number, source: string): Head {
-  const head = view.getUint8(at);
-  const length = (bytes: 1 | 2 | 4): number => {
-    if (at + bytes >= view.byteLength) throw formatError(source, `byte ${at}`, 'a length', 'the end');
-    return bytes === 1
-      ? view.getUint8(at + 1)
-      : bytes === 2
-        ? view.getUint16(at + 1)
-        : view.getUint32(at + 1);
-  };
-  const width = (first: number) => (1 << (head - first)) as 1 | 2 | 4;
-  if (head <= 0x7f || head >= 0xe0) return { skip: 1, values: 0 };
-  if (head <= 0x8f) return { skip: 1, values: 2 * (head & 0xf) };
-  if (head <= 0x9f) return { skip: 1, values: head & 0xf };
-  if (head <= 0xbf) return { skip: 1 + (head & 0x1f), values: 0 };
-  if (head === 0xc1)
-    throw formatError(source, `byte ${at}`, 'a value', 'a byte that MessagePack does not use');
-  if (head <= 0xc3) return { skip: 1, values: 0 };
-  if (head <= 0xc6) return { skip: 1 + width(0xc4) + length(width(0xc4)), values: 0 };
-  if (head <= 0xc9) return { skip: 2 + width(0xc7) + length(width(0xc7)), values: 0 };
-  if (head <= 0xd8) return { skip: 1 + FIXED_SIZES[head - 0xca]!, values: 0 };
-  if (head <= 0xdb) return { skip: 1 + width(0xd9) + length(width(0xd9)), values: 0 };
-  const bytes = head % 2 === 0 ? 2 : 4;
-  return { skip: 1 + bytes, values: length(bytes) * (head <= 0xdd ? 1 : 2) };
+/** From value to value, into each list and map. It runs over every token of every batch, so it makes no objects. */
+class Walk {
+  readonly #view: DataView;
+  readonly #source: string;
+  at = 0;
+
+  constructor(bytes: Uint8Array, source: string) {
+    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    this.#source = source;
+  }
+
+  /** Passes a value, of a list or a map the head alone; returns how many values are in it. */
+  step(): number {
+    if (this.at >= this.#view.byteLength) throw this.wrong('a value', 'the end');
+    const head = this.#view.getUint8(this.at);
+    if (head <= 0x7f || head >= 0xe0) return this.#pass(0);
+    if (head <= 0x8f) return this.#pass(0, 2 * (head & 0xf));
+    if (head <= 0x9f) return this.#pass(0, head & 0xf);
+    if (head <= 0xbf) return this.#pass(head & 0x1f);
+    if (head === 0xc1) throw this.wrong('a value', 'a byte that MessagePack does not use');
+    if (head <= 0xc3) return this.#pass(0);
+    if (head <= 0xc6) return this.#passSized(1 << (head - 0xc4), 0);
+    if (head <= 0xc9) return this.#passSized(1 << (head - 0xc7), 1);
+    if (head <= 0xd8) return this.#pass(FIXED_SIZES[head - 0xca]!);
+    if (head <= 0xdb) return this.#passSized(1 << (head - 0xd9), 0);
+    const width = head % 2 === 0 ? 2 : 4;
+    return this.#pass(width, this.#length(width) * (head <= 0xdd ? 1 : 2));
+  }
+
+  /** What has its size in so many bytes after its head, and `more` besides. */
+  #passSized(width: number, more: number): number {
+    return this.#pass(width + this.#length(width) + more);
+  }
+
+  #length(width: number): number {
+    if (this.at + width >= this.#view.byteLength) throw this.wrong('a length', 'the end');
+    if (width === 1) return this.#view.getUint8(this.at + 1);
+    return width === 2 ? this.#view.getUint16(this.at + 1) : this.#view.getUint32(this.at + 1);
+  }
+
+  #pass(bytes: number, values = 0): number {
+    this.at += 1 + bytes;
+    if (this.at > this.#view.byteLength) throw this.wrong('a whole value', 'the end');
+    return values;
+  }
+
+  wrong(expected: string, received: string): GimbalError {
+    return formatError(this.#source, `byte ${this.at}`, expected, received);
+  }
 }

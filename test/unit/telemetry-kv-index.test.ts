@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { KvBlockIndex, type KvBlocksStored, type KvEvent } from '../../lib/index.js';
 import { blockKey, rootKey, textKey } from '../../lib/telemetry/block-keys.js';
+import { KeyTable } from '../../lib/telemetry/key-table.js';
 import { PROPERTY_SEED } from '../property/arbitraries.js';
 
 const store = (hashes: number[], tokenIds: number[], more: Partial<KvBlocksStored> = {}): KvBlocksStored => ({
@@ -348,5 +349,38 @@ describe('keys of blocks', () => {
     }
     // Seven standard deviations.
     for (const count of ones) expect(Math.abs(count - keys / 2)).toBeLessThan(7 * Math.sqrt(keys / 4));
+  });
+});
+
+describe('KeyTable', () => {
+  it('holds what a Map holds, whatever is added and deleted, also where keys meet in one slot', () => {
+    // Low bits that are equal or next to each other, at both ends of the table, and high bits that tell them apart.
+    const key = fc.record({ low: fc.constantFrom(0, 1, 2, 5, 2045, 2046, 2047), high: fc.nat(9) });
+    const steps = fc.array(key, { maxLength: 300 });
+    const property = fc.property(steps, (all) => {
+      const [table, map] = [new KeyTable(), new Map<number, number>()];
+      for (const [n, { low, high }] of all.entries()) {
+        const one = high * 2 ** 32 + low;
+        if (map.delete(one)) {
+          table.delete(one);
+        } else {
+          map.set(one, n);
+          table.add(one, n);
+        }
+        expect(table.size).toBe(map.size);
+        for (let h = 0; h < 10; h++)
+          expect(table.get(h * 2 ** 32 + low)).toBe(map.get(h * 2 ** 32 + low) ?? -1);
+      }
+      for (const [one, value] of map) expect(table.get(one)).toBe(value);
+    });
+    fc.assert(property, { seed: PROPERTY_SEED, numRuns: 60 });
+  });
+
+  it('grows, and keeps what it has', () => {
+    const table = new KeyTable();
+    for (let n = 0; n < 20_000; n++) table.add(blockKey(0, [n], 0, 1), n);
+    for (let n = 0; n < 20_000; n += 2) table.delete(blockKey(0, [n], 0, 1));
+    expect(table.size).toBe(10_000);
+    for (let n = 0; n < 20_000; n++) expect(table.get(blockKey(0, [n], 0, 1))).toBe(n % 2 === 0 ? -1 : n);
   });
 });
