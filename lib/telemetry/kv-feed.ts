@@ -9,7 +9,8 @@ const DEFAULT_REPLAY_TIMEOUT_MS = 2000;
 /** Timers take 32 bits. */
 const MOST_MS = 3.6e6;
 /** With a port, or a path; the wildcards are for those who bind. */
-const ENDPOINT = /^(tcp:\/\/[^\s*/]+:\d{1,5}|ipc:\/\/\S+)$/;
+const ENDPOINT = /^(?:tcp:\/\/[^\s*/]+:(\d{1,5})|ipc:\/\/\S+)$/;
+const MOST_PORT = 65_535;
 
 /**
  * Subscribes to every engine's events, and knows from them which of a prompt's tokens each has cached. A publisher that is not
@@ -39,11 +40,16 @@ export class KvEventFeed {
   /**
    * Begins to follow; again after `stop`, too. Keeps the process alive. Does nothing where it has begun already.
    *
-   * @throws GimbalError GIMBAL_BINDING where the package zeromq cannot be loaded
+   * @throws GimbalError GIMBAL_BINDING where the package zeromq cannot be loaded, GIMBAL_IO where an endpoint is none
    */
   start(): void {
     const zmq = loadZeromq();
-    for (const source of this.#sources) source.start(zmq);
+    try {
+      for (const source of this.#sources) source.start(zmq);
+    } catch (error) {
+      void this.stop();
+      throw error;
+    }
   }
 
   /** Drops what is known; no listener is called any more. Resolves when no connection is left. */
@@ -84,7 +90,9 @@ function checkSources(sources: unknown): readonly KvEventSource[] {
 }
 
 function checkEndpoint(field: string, endpoint: unknown): void {
-  if (typeof endpoint !== 'string' || !ENDPOINT.test(endpoint)) {
+  const parts = typeof endpoint === 'string' ? ENDPOINT.exec(endpoint) : null;
+  const port = Number(parts?.[1] ?? MOST_PORT);
+  if (parts === null || port < 1 || port > MOST_PORT) {
     throw invalid(field, 'tcp://host:port or ipc://path', describe(endpoint));
   }
 }

@@ -21,6 +21,8 @@ import type {
 } from './kv-types.js';
 
 const DEFAULT_MAX_BLOCKS = 262_144;
+/** Every block has a bit for each. */
+const MOST_ENGINES = 65_536;
 const FIRST_NODES = 1024;
 /** What vLLM and SGLang call where a block can be used at once. From elsewhere it must be fetched, which takes its time. */
 const GPU = 'GPU';
@@ -30,6 +32,8 @@ interface EngineBlocks extends Omit<KvEngineBlocks, 'blocks'> {
   nodes: Map<KvBlockHash, number>;
   /** The group of layers that counts: the first that was told and keeps whole prefixes. */
   group: number | undefined;
+  /** Of all its blocks: the first that was told. A look-up takes a walk for each size that there is. */
+  blockSize: number | undefined;
 }
 
 /**
@@ -62,12 +66,16 @@ export class KvBlockIndex {
   constructor(options: KvBlockIndexOptions) {
     checkKeys('options', options, ['engines', 'maxBlocks']);
     this.#maxBlocks = count('options.maxBlocks', options.maxBlocks ?? DEFAULT_MAX_BLOCKS);
-    this.#engines = Array.from({ length: count('options.engines', options.engines) }, () => ({
+    const engines = count('options.engines', options.engines);
+    if (engines > MOST_ENGINES)
+      throw invalid('options.engines', `at most ${MOST_ENGINES}`, describe(engines));
+    this.#engines = Array.from({ length: engines }, () => ({
       unplacedBlocks: 0,
       ignoredBlocks: 0,
       refusedBlocks: 0,
       nodes: new Map(),
       group: undefined,
+      blockSize: undefined,
     }));
     this.#words = Math.ceil(this.#engines.length / 32);
     this.#alive = new Uint32Array(this.#words);
@@ -89,11 +97,13 @@ export class KvBlockIndex {
     for (const node of own.nodes.values()) this.#release(engine, node);
     own.nodes.clear();
     own.group = undefined;
+    own.blockSize = undefined;
   }
 
+  /** What is known of the engine. */
   blocks(engine: number): KvEngineBlocks {
     checkEngineNumber('engine', engine, this.#engines.length);
-    const { nodes, group, ...told } = this.#engines[engine]!;
+    const { nodes, group, blockSize, ...told } = this.#engines[engine]!;
     return { ...told, blocks: nodes.size };
   }
 
@@ -126,7 +136,7 @@ export class KvBlockIndex {
       anybody = false;
       for (let word = 0; word < words; word++) {
         const before = alive[word]!;
-        const still = node < 0 ? 0 : before & this.#holders[node * words + word]!;
+        const still = node < 0 ? 0 : (before & this.#holders[node * words + word]!) >>> 0;
         if (still !== before) tell(cached, word, before & ~still, block * size);
         if (still !== 0) anybody = true;
         alive[word] = still;
@@ -144,8 +154,10 @@ export class KvBlockIndex {
       return;
     }
     own.group = group;
+    own.blockSize ??= blockSize;
     const before = parent === undefined ? undefined : own.nodes.get(parent);
-    if (tokenIds?.length !== hashes.length * blockSize || (parent !== undefined && before === undefined)) {
+    const isOrphan = parent !== undefined && before === undefined;
+    if (isOrphan || blockSize !== own.blockSize || tokenIds?.length !== hashes.length * blockSize) {
       own.unplacedBlocks += hashes.length;
       return;
     }

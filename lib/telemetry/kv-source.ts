@@ -40,6 +40,7 @@ export class KvSource {
   #last: SequencedPayload | undefined;
   /** Of the last live message of this connection. */
   #live: number | undefined;
+  #isConnected = false;
   #state: ServerState = 'unknown';
   #reason = 'not connected yet';
   #batches = 0;
@@ -60,11 +61,15 @@ export class KvSource {
     this.#stop = new AbortController();
     const { signal } = this.#stop;
     const socket = subscribe(zmq, endpoint, topic, {
-      // Messages may have been lost since the last connection, and the publisher may be another one.
-      onConnect: () => void this.#next(signal, () => this.#verify(signal)),
+      onConnect: () => {
+        this.#isConnected = true;
+        // Messages may have been lost since the last connection, and the publisher may be another one.
+        void this.#next(signal, () => this.#verify(signal));
+      },
       onDisconnect: () => {
-        if (!signal.aborted)
-          this.#turnInto('failing', `${endpoint}: expected a connection but received none`);
+        this.#isConnected = false;
+        if (signal.aborted) return;
+        this.#turnInto('failing', `${endpoint}: expected a connection but received none`);
       },
     });
     signal.addEventListener('abort', () => socket.close(), { once: true });
@@ -126,7 +131,7 @@ export class KvSource {
     stop.throwIfAborted();
     // It may have been among those that were sent again.
     if (this.#last === undefined || sequence > this.#last.sequence) this.#apply(message);
-    this.#turnInto('ok', `follows ${this.#source.endpoint}`);
+    this.#succeeded();
   }
 
   async #verify(stop: AbortSignal): Promise<void> {
@@ -135,7 +140,7 @@ export class KvSource {
     else if (this.#last === undefined) await this.#replayAll(stop);
     else await this.#replaySince(this.#last, stop);
     stop.throwIfAborted();
-    this.#turnInto('ok', `follows ${this.#source.endpoint}`);
+    this.#succeeded();
   }
 
   async #fill(stop: AbortSignal): Promise<void> {
@@ -195,6 +200,11 @@ export class KvSource {
   #forget(): void {
     this.#last = undefined;
     this.#settings.index.reset(this.#source.engine);
+  }
+
+  /** What comes last over a connection may be taken when it is gone. */
+  #succeeded(): void {
+    if (this.#isConnected) this.#turnInto('ok', `follows ${this.#source.endpoint}`);
   }
 
   #turnInto(state: 'ok' | 'failing', reason: string): void {

@@ -59,7 +59,7 @@ export interface CachedTokensOptions {
 export interface KvEngineBlocks {
   /** Held now. */
   blocks: number;
-  /** Stored, but after a block that is not known, or without their tokens: they cannot be placed. */
+  /** Stored, but after a block that is not known, without their tokens, or of another size than the others: they cannot be placed. */
   unplacedBlocks: number;
   /** Told of another medium than the GPU, or of layers that do not keep whole prefixes. */
   ignoredBlocks: number;

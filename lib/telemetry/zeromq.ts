@@ -40,7 +40,7 @@ export interface ConnectionListeners {
   onDisconnect(): void;
 }
 
-/** Connects again by itself, for as long as it is open. @throws what ZeroMQ throws */
+/** Connects again by itself, for as long as it is open. @throws GimbalError GIMBAL_IO (what ZeroMQ cannot connect to) */
 export function subscribe(
   zmq: Zmq,
   endpoint: string,
@@ -62,7 +62,8 @@ export function subscribe(
     socket.subscribe(topic);
   } catch (error) {
     socket.close();
-    throw error;
+    const reason = error instanceof Error ? error.message : String(error);
+    throw mismatch('GIMBAL_IO', endpoint, 'an endpoint to connect to', reason, error);
   }
   return socket;
 }

@@ -367,6 +367,18 @@ describe.skipIf(zmq === undefined)('KvEventFeed (skipped where zeromq cannot be 
     },
   );
 
+  it('starts all or none', async () => {
+    const engine = await FakeEngine.begin();
+    await engine.lose(stored([1]));
+    // Longer than a socket's name may be.
+    const endpoint = `ipc:///tmp/${'x'.repeat(200)}`;
+    const feed = new KvEventFeed({ sources: [both(engine), { endpoint, engine: 1 }] });
+    closers.push(() => feed.stop());
+    expect(() => feed.start()).toThrow(expect.objectContaining({ code: 'GIMBAL_IO', field: endpoint }));
+    await pause(50);
+    expect([engine.asked, feed.status()[0]!.state]).toEqual([[], 'unknown']);
+  });
+
   it('counts events that it does not know', async () => {
     const engine = await FakeEngine.begin();
     await engine.lose(stored([1]), { type: 'BlockMoved' });
@@ -484,6 +496,12 @@ describe('KvEventFeed', () => {
     ['an unknown key', { sources: [{ ...source, port: 1 }] }, 'options.sources[0].port'],
     ['no endpoint', { sources: [{ engine: 0 }] }, 'options.sources[0].endpoint'],
     ['a URL of the web', { sources: [{ ...source, endpoint: 'http://a:1' }] }, 'options.sources[0].endpoint'],
+    ['port 0', { sources: [{ ...source, endpoint: 'tcp://engine:0' }] }, 'options.sources[0].endpoint'],
+    [
+      'a port beyond all',
+      { sources: [{ ...source, endpoint: 'tcp://a:65536' }] },
+      'options.sources[0].endpoint',
+    ],
     ['no port', { sources: [{ ...source, endpoint: 'tcp://engine' }] }, 'options.sources[0].endpoint'],
     [
       'an address to bind',

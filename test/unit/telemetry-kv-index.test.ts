@@ -64,7 +64,7 @@ describe('KvBlockIndex', () => {
       store([5], [5, 6], { parent: 4n }),
       store([6], [7, 8], { parent: 5n }),
       { kind: 'stored', hashes: [1n, 2n], blockSize: 2 },
-      store([3], [1, 2], { blockSize: 4 }),
+      store([3], [1], { blockSize: 2 }),
       remove([77]),
     ]);
     expect(cached(index, [5, 6, 7])).toEqual([0]);
@@ -78,6 +78,13 @@ describe('KvBlockIndex', () => {
       [store([1, 2, 3], [1, 2, 3])],
     );
     expect(cached(index, [1, 2, 3, 4, 5])).toEqual([4, 4, 3]);
+    // One engine's blocks are of one size, until it begins anew.
+    index.apply(0, store([9], [7]));
+    expect(cached(index, [7, 8])).toEqual([0, 0, 0]);
+    expect(index.blocks(0)).toMatchObject({ blocks: 2, unplacedBlocks: 1 });
+    index.reset(0);
+    index.apply(0, store([9], [7]));
+    expect(cached(index, [7, 8])).toEqual([1, 0, 0]);
   });
 
   it('keeps adapters apart, and what hangs on more than tokens', () => {
@@ -161,6 +168,7 @@ describe('KvBlockIndex', () => {
   it('refuses what is wrong', () => {
     const invalid = (field: string) => expect.objectContaining({ code: 'GIMBAL_INVALID_INPUT', field });
     expect(() => new KvBlockIndex({ engines: 0 })).toThrow(invalid('options.engines'));
+    expect(() => new KvBlockIndex({ engines: 65_537 })).toThrow(invalid('options.engines'));
     expect(() => new KvBlockIndex({ engines: 1, maxBlocks: 0 })).toThrow(invalid('options.maxBlocks'));
     expect(() => new KvBlockIndex({ engines: 1, blocks: 1 } as never)).toThrow(invalid('options.blocks'));
     const index = new KvBlockIndex({ engines: 1 });
@@ -223,11 +231,13 @@ interface PlainBlock {
 class PlainEngine {
   byHash = new Map<number, PlainBlock>();
   held = new Set<string>();
+  blockSize: number | undefined;
 
   apply(given: Step): void {
     if (given.kind === 'cleared') {
       this.byHash.clear();
       this.held.clear();
+      this.blockSize = undefined;
     } else if (given.medium !== 'CPU') {
       if (given.kind === 'removed') for (const name of given.hashes) this.drop(name);
       else this.store(given);
@@ -242,8 +252,9 @@ class PlainEngine {
     lora: adapter,
     extra,
   }: Extract<Step, { kind: 'stored' }>): void {
+    this.blockSize ??= blockSize;
     const before = parent === undefined ? undefined : this.byHash.get(parent);
-    if (parent !== undefined && before === undefined) return;
+    if (blockSize !== this.blockSize || (parent !== undefined && before === undefined)) return;
     let last = before ?? { tokens: [], blockSize, lora: adapter, extras: '' };
     for (const [n, name] of hashes.entries()) {
       last = {
