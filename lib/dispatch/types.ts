@@ -49,8 +49,11 @@ export interface EngineSample {
 export interface DispatchRequest {
   id: string | number;
   promptTokens: number;
-  /** Of these, what the engine that gets it has cached. Not given: estimated by `prefixHashes`, else by `sessionKey`, else 0. */
-  cachedTokens?: number;
+  /**
+   * Of these, what the engine that gets it has cached, or what each engine has: [engines], e.g. of a KvEventFeed. Not given:
+   * estimated by `prefixHashes`, else by `sessionKey`, else 0.
+   */
+  cachedTokens?: number | ArrayLike<number>;
   /** Requests of one session go on where the last one left off. */
   sessionKey?: string;
   /** A hash for each block of the prompt that covers the block and all before it; blocks are equal parts of the prompt. */

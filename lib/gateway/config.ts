@@ -47,8 +47,10 @@ const server = z.strictObject({
   apiKey: secret.optional(),
   apiKeyEnv: z.string().min(1).optional(),
   telemetry: z.enum(['/metrics', '/v1/loads', '/get_load']).optional(),
-  /** One ZMQ endpoint for each rank; vLLM's `kv_events_config`. */
-  kvEvents: z.array(z.string().min(1)).optional(),
+  /** What each rank publishes of its KV cache at, over ZMQ; vLLM's `--kv-events-config`. */
+  kvEvents: z
+    .array(z.strictObject({ endpoint: z.string().min(1), replayEndpoint: z.string().min(1).optional() }))
+    .optional(),
 });
 
 const weight = z.number().nonnegative().optional();
@@ -179,7 +181,7 @@ export function checkGatewayOptions(options: unknown, source = 'options'): Gatew
     if (urls.has(at)) throw wrong('url', 'each server once', at);
     urls.add(at);
     if (kvEvents !== undefined && kvEvents.length !== ranks) {
-      throw wrong('kvEvents', `an endpoint for each of the ${ranks} ranks`, `${kvEvents.length}`);
+      throw wrong('kvEvents', `one for each of the ${ranks} ranks`, `${kvEvents.length}`);
     }
     if (apiKey !== undefined && apiKeyEnv !== undefined)
       throw wrong('apiKeyEnv', 'no apiKey beside it', 'both');

@@ -177,14 +177,15 @@ export class Fleet {
    * @throws RefusedError; what `options.signal` is aborted with
    */
   async acquire(request: FleetRequest, options: AcquireOptions = {}): Promise<Assignment> {
-    const { signal, only } = options;
+    const { signal, only, excluding = [] } = options;
     signal?.throwIfAborted();
     if (only !== undefined && !this.targets.some((target) => only(target))) {
       throw new RefusedError(503, 'none of the engines may take the request', LEAST_RETRY_AFTER_SECONDS);
     }
     const assignment = this.acquireNow(request, options);
     if (assignment !== undefined) return assignment;
-    if (this.#queue.size >= this.#config.queue.capacity) {
+    // One that was taken already, and whose engine failed, is not sent away for those that came after it.
+    if (excluding.length === 0 && this.#queue.size >= this.#config.queue.capacity) {
       throw new RefusedError(429, `${this.#queue.size} requests wait already`, this.#retryAfterSeconds());
     }
     return new Promise((resolve, reject) => this.#wait(request, options, resolve, reject));
@@ -335,11 +336,13 @@ export class Fleet {
 
   #dispatch(request: FleetRequest, excluding: number[]): Dispatched | undefined {
     const { id, promptTokens, sessionKey, prefixHashes, streams } = request;
+    const cachedTokens = this.#cachedTokens(request);
     try {
       return this.#scheduler.dispatch({
         id,
         promptTokens,
         streams,
+        ...(cachedTokens === undefined ? {} : { cachedTokens }),
         ...(sessionKey === undefined ? {} : { sessionKey }),
         ...(prefixHashes === undefined ? {} : { prefixHashes }),
         ...(excluding.length === 0 ? {} : { excluding }),
@@ -348,6 +351,19 @@ export class Fleet {
       if (error instanceof GimbalError && error.code === 'GIMBAL_NO_ENGINE') return undefined;
       throw error;
     }
+  }
+
+  /** [engines] What engines tell of their caches, where they do and the prompt came as token ids; else it is estimated. */
+  #cachedTokens({ promptTokenIds, promptTokens }: FleetRequest): Uint32Array | undefined {
+    if (promptTokenIds === undefined) return undefined;
+    let cached: Uint32Array | undefined;
+    for (const server of this.#servers.values()) {
+      const byRank = server.cachedTokens(promptTokenIds);
+      if (byRank === undefined) continue;
+      cached ??= new Uint32Array(this.#engines.length);
+      for (const { engine, rank } of server.engines) cached[engine] = Math.min(byRank[rank]!, promptTokens);
+    }
+    return cached;
   }
 
   #commit(request: FleetRequest, dispatched: Dispatched, waitedMs: number): Assignment {

@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Agent } from 'undici';
 import { timeOfDay } from '../dispatch/validate.js';
 import { ioError } from '../files.js';
+import { loadZeromq } from '../telemetry/zeromq.js';
 import { ADMIN_PATHS, type AdminParts, serveAdmin } from './admin.js';
 import { sendError, wrongMethod } from './answers.js';
 import { type GatewayConfig, mergeReload, readApiKeys } from './config.js';
@@ -104,12 +105,15 @@ export class Gateway {
    * @throws GimbalError GIMBAL_IO (an address that is in use, a certificate that cannot be read)
    */
   async listen(): Promise<{ url: string; adminUrl: string }> {
-    const { listen, admin } = this.#config;
+    const { listen, admin, limits } = this.#config;
     const api: RequestListener = (request, response) => this.#route(request, response, admin === undefined);
     const server =
       listen.tls === undefined
         ? http.createServer(this.#httpOptions(), api)
-        : https.createServer({ ...this.#httpOptions(), ...readTls(listen.tls) }, api);
+        : https.createServer(
+            { ...this.#httpOptions(), handshakeTimeout: limits.headersMs, ...readTls(listen.tls) },
+            api,
+          );
     const url = await this.#bind(
       server,
       listen.host,
@@ -140,6 +144,8 @@ export class Gateway {
    */
   async reload(next: GatewayConfig): Promise<string[]> {
     const { config, later } = mergeReload(this.#config, next);
+    // The only thing that could fail half-way.
+    if (config.servers.some(({ kvEvents }) => kvEvents !== undefined)) loadZeromq();
     const keys = await readApiKeys(config);
     const tls = config.listen.tls === undefined ? undefined : readTls(config.listen.tls);
     this.#config = config;

@@ -70,6 +70,7 @@ struct DispatchRequest {
   static constexpr int64_t kUnknown = -1;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = kUnknown;  // on whatever engine; unknown: by prefix, session, or none
+  const uint32_t* cached_by_engine = nullptr;  // [engines] the same where engines differ; counts before cached_tokens
   uint64_t session = 0;              // 0: none
   const uint64_t* prefix = nullptr;  // hashes of the prompt's blocks, each with all before it; equal parts of the prompt
   int64_t prefix_count = 0;

@@ -46,7 +46,10 @@ describe('the configuration', () => {
     [{ servers: [{ url: 'http://a' }, { url: 'http://a/' }] }, 'servers[1].url'],
     [{ servers: [{ url: 'http://a', ranks: 0 }] }, 'servers[0].ranks'],
     [{ servers: [{ url: 'http://a', rank: 2 }] }, 'servers[0].rank'],
-    [{ servers: [{ url: 'http://a', ranks: 2, kvEvents: ['tcp://a:1'] }] }, 'servers[0].kvEvents'],
+    [
+      { servers: [{ url: 'http://a', ranks: 2, kvEvents: [{ endpoint: 'tcp://a:1' }] }] },
+      'servers[0].kvEvents',
+    ],
     [{ servers: [{ url: 'http://a', apiKey: 'x', apiKeyEnv: 'HOME' }] }, 'servers[0].apiKeyEnv'],
     [{ servers: [{ url: 'http://a', apiKeyEnv: 'GIMBAL_NOT_SET' }] }, 'servers[0].apiKeyEnv'],
     [{ ...SERVERS, policy: 'best' }, 'policy'],
