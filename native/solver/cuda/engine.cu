@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -112,6 +113,42 @@ int32_t threads_of_environment() {
 template <class T>
 void copy_in(T* to, const T* from, u64 count) {
   if (count > 0) std::memcpy(static_cast<void*>(to), from, count * sizeof(T));
+}
+
+// Points `out` at what scoring reads, and then at what it writes: the same in pinned and in device memory. With `copies`, what it
+// reads is brought there. Returns the bytes of both.
+struct ScoreBytes {
+  u64 in = 0;
+  u64 all = 0;
+};
+
+ScoreBytes lay_out_scores(const EngineColumns& engines, const RequestColumns& requests, char* memory, bool copies,
+                          ScoreArguments* out) {
+  *out = {engines, requests, nullptr, nullptr};
+  ArrayLayout layout{memory};
+  const auto column = [&](auto** field, u64 count) {
+    std::remove_const_t<std::remove_pointer_t<decltype(*field + 0)>>* to = nullptr;
+    layout.place(&to, count);
+    if (copies) copy_in(to, *field, count);
+    *field = to;
+  };
+  const u64 count = static_cast<u64>(engines.count);
+  column(&out->engines.backlog_us, count);
+  column(&out->engines.rest_us, count);
+  column(&out->engines.per_token, count);
+  column(&out->engines.moe, count);
+  column(&out->engines.room_tokens, count);
+  column(&out->engines.flags, count);
+  const u64 asked = static_cast<u64>(requests.count);
+  column(&out->requests.prompt_tokens, asked);
+  column(&out->requests.uncached_tokens, asked);
+  column(&out->requests.row, asked);
+  column(&out->requests.takes, asked);
+  column(&out->requests.uncached, static_cast<u64>(requests.rows) * count);
+  const u64 in = layout.bytes;
+  layout.place(&out->pressure_us, asked * count);
+  layout.place(&out->best, asked);
+  return {in, layout.bytes};
 }
 
 }  // namespace
@@ -775,6 +812,30 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
   for (Half& half : staged) {
     if (half.count > 0) collect(half);
   }
+}
+
+// ---- scores
+
+void Engine::score(const EngineColumns& engines, const RequestColumns& requests, int64_t* pressure_us, int32_t* best) {
+  use_device();
+  wait();  // whatever still reads the staged columns
+  ScoreArguments staged, device;
+  const ScoreBytes bytes = lay_out_scores(engines, requests, nullptr, false, &staged);
+  char* const host_memory = staged_scores_.reserve(bytes.all);
+  char* const device_memory = score_data_.reserve(bytes.all);
+  lay_out_scores(engines, requests, host_memory, true, &staged);
+  lay_out_scores(engines, requests, device_memory, false, &device);
+  check("cudaMemcpyAsync", cudaMemcpyAsync(device_memory, host_memory, bytes.in, cudaMemcpyHostToDevice, stream_));
+  const int32_t block_threads = threads(score_kernel, kTableThreads);
+  const int64_t warps = block_threads / kWarp;
+  clock_.time(stream_, [&] {
+    launch("score_kernel", score_kernel, grid((requests.count + warps - 1) / warps), block_threads, 0, stream_, device);
+  });
+  check("cudaMemcpyAsync", cudaMemcpyAsync(host_memory + bytes.in, device_memory + bytes.in, bytes.all - bytes.in,
+                                           cudaMemcpyDeviceToHost, stream_));
+  wait();
+  copy_in(pressure_us, staged.pressure_us, static_cast<u64>(requests.count) * static_cast<u64>(engines.count));
+  copy_in(best, staged.best, static_cast<u64>(requests.count));
 }
 
 }  // namespace cuda

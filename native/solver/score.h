@@ -1,0 +1,45 @@
+// Scores of many requests on many engines: which backend works them out. The formulas are in native/spec/score.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../spec/score_columns.h"
+#include "backend.h"
+#include "solve.h"
+
+namespace gimbal {
+
+// Where the choice is free, so many scores (requests times engines) are worth a GPU. No GPU has been measured: it is where one core
+// takes milliseconds, many times what a launch and two copies cost.
+constexpr int64_t kScoresForGpu = int64_t{1} << 20;
+
+struct ScoreOptions {
+  BackendChoice backend = BackendChoice::kAuto;
+  int32_t device = 0;  // of CUDA
+};
+
+struct Scores {
+  std::vector<int64_t> pressure_us;  // [requests][engines]; spec::kNoScore where the engine may not take the request
+  std::vector<int32_t> best;         // [requests]; -1: none
+  std::string backend;
+  std::string backend_reason;  // where the choice was free and no GPU was taken: why
+};
+
+// A scorer kept between calls, with its memory. One serves one call at a time.
+class ScoreWorkspace {
+ public:
+  Scorer& scorer_of(Backend& backend);
+
+ private:
+  Backend* backend_ = nullptr;
+  std::unique_ptr<Scorer> scorer_;
+};
+
+// Throws gimbal::Error.
+Scores score_requests(const spec::EngineColumns& engines, const spec::RequestColumns& requests, const ScoreOptions& options,
+                      ScoreWorkspace& workspace);
+
+}  // namespace gimbal
