@@ -110,6 +110,8 @@ class LayerBatch {
 class Scorer {
  public:
   virtual ~Scorer() = default;
+  // As many scores, requests times engines, as one call should make where the choice is free.
+  virtual int64_t scores_at_once() const = 0;
   // spec::score_request of each: pressure_us [requests][engines], best [requests]. There is one engine at least.
   virtual void score(const spec::EngineColumns& engines, const spec::RequestColumns& requests, int64_t* pressure_us,
                      int32_t* best) = 0;

@@ -1,5 +1,8 @@
-// Which backend scores requests, and what there is to say where there is nothing to score.
+// Which backend scores requests, some at a time, and what there is to say where there is nothing to score.
 #include "score.h"
+
+#include <algorithm>
+#include <limits>
 
 #include "registry.h"
 
@@ -12,15 +15,21 @@ Selection select_for(int64_t cells, const ScoreOptions& options) {
   return {cpu_backend(), std::to_string(cells) + " scores, and a GPU is asked from " + std::to_string(kScoresForGpu) + " on"};
 }
 
-}  // namespace
-
-Scorer& ScoreWorkspace::scorer_of(Backend& backend) {
-  if (backend_ != &backend) {
-    scorer_ = backend.make_scorer();
-    backend_ = &backend;
+Scorer& scorer_of(Backend& backend, ScoreWorkspace* workspace) {
+  if (workspace->backend != &backend) {
+    workspace->scorer = backend.make_scorer();
+    workspace->backend = &backend;
   }
-  return *scorer_;
+  return *workspace->scorer;
 }
+
+// Integers end here.
+double to_ms(int64_t us) {
+  constexpr double kMicrosPerMilli = 1000;
+  return us == spec::kNoScore ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(us) / kMicrosPerMilli;
+}
+
+}  // namespace
 
 Scores score_requests(const spec::EngineColumns& engines, const spec::RequestColumns& requests, const ScoreOptions& options,
                       ScoreWorkspace& workspace) {
@@ -29,10 +38,18 @@ Scores score_requests(const spec::EngineColumns& engines, const spec::RequestCol
   Scores scores;
   scores.backend = selected.backend.name();
   scores.backend_reason = selected.reason;
-  scores.pressure_us.resize(static_cast<size_t>(cells));
+  scores.pressure_ms.resize(static_cast<size_t>(cells));
   scores.best.assign(static_cast<size_t>(requests.count), -1);
-  if (cells > 0) {
-    workspace.scorer_of(selected.backend).score(engines, requests, scores.pressure_us.data(), scores.best.data());
+  if (cells == 0) return scores;
+  Scorer& scorer = scorer_of(selected.backend, &workspace);
+  const int32_t at_once =
+      static_cast<int32_t>(std::clamp<int64_t>(scorer.scores_at_once() / engines.count, 1, requests.count));
+  workspace.pressure_us.resize(static_cast<size_t>(at_once) * static_cast<size_t>(engines.count));
+  for (int32_t first = 0; first < requests.count; first += at_once) {
+    const int32_t count = std::min(at_once, requests.count - first);
+    int64_t* const us = workspace.pressure_us.data();
+    scorer.score(engines, spec::part_of(requests, engines.count, first, count), us, scores.best.data() + first);
+    std::transform(us, us + int64_t{count} * engines.count, scores.pressure_ms.begin() + int64_t{first} * engines.count, to_ms);
   }
   return scores;
 }

@@ -22,20 +22,17 @@ struct ScoreOptions {
 };
 
 struct Scores {
-  std::vector<int64_t> pressure_us;  // [requests][engines]; spec::kNoScore where the engine may not take the request
-  std::vector<int32_t> best;         // [requests]; -1: none
+  std::vector<double> pressure_ms;  // [requests][engines]; NaN where the engine may not take the request
+  std::vector<int32_t> best;        // [requests]; -1: none
   std::string backend;
   std::string backend_reason;  // where the choice was free and no GPU was taken: why
 };
 
 // A scorer kept between calls, with its memory. One serves one call at a time.
-class ScoreWorkspace {
- public:
-  Scorer& scorer_of(Backend& backend);
-
- private:
-  Backend* backend_ = nullptr;
-  std::unique_ptr<Scorer> scorer_;
+struct ScoreWorkspace {
+  Backend* backend = nullptr;  // the scorer's
+  std::unique_ptr<Scorer> scorer;
+  std::vector<int64_t> pressure_us;  // of the requests at hand, [requests][engines]
 };
 
 // Throws gimbal::Error.

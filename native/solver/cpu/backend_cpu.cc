@@ -339,6 +339,8 @@ class ScorerCpu final : public Scorer {
  public:
   explicit ScorerCpu(const CpuKernels& kernels) : kernels_(kernels) {}
 
+  // What stays in cache until it is taken.
+  int64_t scores_at_once() const override { return int64_t{1} << 15; }
   void score(const spec::EngineColumns& engines, const spec::RequestColumns& requests, int64_t* pressure_us,
              int32_t* best) override {
     kernels_.score(engines, requests, pressure_us, best, at_least(&scores_, static_cast<size_t>(engines.count)));

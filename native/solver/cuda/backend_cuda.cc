@@ -25,8 +25,6 @@ constexpr int64_t kFirstLaunchCandidates = int64_t{1} << 28;
 constexpr int32_t kMostLayers = 65535;
 // Candidate placements given to the device between two looks at a cancellation.
 constexpr int64_t kEvaluateCells = int64_t{1} << 26;
-// Scores that are made and brought back at once: 4 MiB.
-constexpr int64_t kScoreCells = int64_t{1} << 19;
 
 // Devices that the process cannot use any more, and why.
 class LostDevices {
@@ -294,18 +292,14 @@ class ScorerCuda final : public Scorer {
  public:
   ScorerCuda(const PluginApi& api, int32_t device) : api_(api), engine_(api, device) {}
 
-  // In parts, so that buffers stay small.
+  // 4 MiB to bring back, many times what a launch and the latency of a copy cost.
+  int64_t scores_at_once() const override { return int64_t{1} << 19; }
   void score(const spec::EngineColumns& engines, const spec::RequestColumns& requests, int64_t* pressure_us,
              int32_t* best) override {
     engine_.open();
-    const int32_t at_once = static_cast<int32_t>(std::max<int64_t>(1, kScoreCells / engines.count));
-    for (int32_t first = 0; first < requests.count; first += at_once) {
-      const int32_t count = std::min(at_once, requests.count - first);
-      const spec::RequestColumns part = spec::part_of(requests, engines.count, first, count);
-      engine_.run([&](PluginStatus* status) {
-        return api_.score(engine_.get(), &engines, &part, pressure_us + int64_t{first} * engines.count, best + first, status);
-      });
-    }
+    engine_.run([&](PluginStatus* status) {
+      return api_.score(engine_.get(), &engines, &requests, pressure_us, best, status);
+    });
   }
 
  private:

@@ -389,7 +389,9 @@ static __global__ void __launch_bounds__(kTableThreads) score_kernel(ScoreArgume
   const i32 request = static_cast<i32>(blockIdx.x) * warps + static_cast<i32>(threadIdx.x) / kWarp;
   if (request >= a.requests.count) return;  // the whole warp
   WarpTeam team(kNoise.quantile, nullptr, kWarp);
-  const i32 best = score_request(team, a.engines, a.requests, request, a.pressure_us + static_cast<i64>(request) * a.engines.count);
+  const EngineColumns engines = a.engines;
+  const RequestColumns requests = a.requests;
+  const i32 best = score_request(team, engines, requests, request, a.pressure_us + static_cast<i64>(request) * engines.count);
   i32* const out = a.best + request;
   team.single([=]() { *out = best; });
 }
