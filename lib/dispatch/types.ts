@@ -114,7 +114,7 @@ export interface PressureWeights {
 }
 
 export interface ScoreOptions {
-  /** Default `auto`: the CPU for less than 2^20 scores (requests times engines), else a GPU where there is one. */
+  /** Default `auto`: the CPU, for a score's way back from a GPU takes about as long as a core takes to make it. */
   backend?: 'auto' | BackendName;
   /** Which CUDA device. Default 0. */
   device?: number;
@@ -131,7 +131,7 @@ export interface Scores {
    */
   best: Int32Array;
   backend: BackendName;
-  /** Under `auto`, where no GPU was taken: why not. */
+  /** Under `auto`: why no GPU was taken. */
   backendReason?: string;
 }
 

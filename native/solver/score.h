@@ -12,10 +12,6 @@
 
 namespace gimbal {
 
-// Where the choice is free, so many scores (requests times engines) are worth a GPU. No GPU has been measured: it is where one core
-// takes milliseconds, many times what a launch and two copies cost.
-constexpr int64_t kScoresForGpu = int64_t{1} << 20;
-
 struct ScoreOptions {
   BackendChoice backend = BackendChoice::kAuto;
   int32_t device = 0;  // of CUDA
