@@ -172,6 +172,29 @@ TEST_CASE("batch: scores of a fleet and of a single engine") {
   }
 }
 
+TEST_CASE("batch: scores of a part of a part are those of the whole") {
+  for (Backend* backend : backends()) {
+    const std::unique_ptr<Scorer> scorer = backend->make_scorer();
+    for (uint64_t stream = 0; stream < share_of(40); ++stream) {
+      Random random(stream + 46000);
+      const int32_t engines = random.between(1, 40), requests = random.between(1, 30);
+      const ScoreInputs in = draw_inputs(random, engines, requests);
+      INFO("backend " << backend->name() << ", seed " << base_seed() << ", stream " << stream);
+      const int32_t first = random.below(requests), count = random.between(1, requests - first);
+      const int32_t inner = random.below(count), inner_count = random.between(1, count - inner);
+      const spec::RequestColumns part =
+          spec::part_of(spec::part_of(in.requests(), engines, first, count), engines, inner, inner_count);
+      std::vector<int64_t> us(static_cast<size_t>(inner_count) * static_cast<size_t>(engines));
+      std::vector<int32_t> best(static_cast<size_t>(inner_count));
+      scorer->score(in.engines(), part, us.data(), best.data());
+      const Answer whole = expected_of(in);
+      const auto from = whole.pressure_us.begin() + int64_t{first + inner} * engines;
+      REQUIRE(us == std::vector<int64_t>(from, from + int64_t{inner_count} * engines));
+      REQUIRE(std::equal(best.begin(), best.end(), whole.best.begin() + first + inner));
+    }
+  }
+}
+
 TEST_CASE("scores: all sets of kernels agree with the formulas") {
   for (const KernelSet& set : kernel_sets()) {
     for (uint64_t stream = 0; stream < 200; ++stream) {

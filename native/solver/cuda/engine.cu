@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <tuple>
-#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -115,40 +114,57 @@ void copy_in(T* to, const T* from, u64 count) {
   if (count > 0) std::memcpy(static_cast<void*>(to), from, count * sizeof(T));
 }
 
-// Points `out` at what scoring reads, and then at what it writes: the same in pinned and in device memory. With `copies`, what it
-// reads is brought there. Returns the bytes of both.
+// Columns that lie one after the other, the same in pinned and in device memory.
+class Columns {
+ public:
+  Columns(char* memory, bool copies) : layout_{memory}, copies_(copies) {}
+
+  // Points the column to its place, and where copies are wanted brings there what it pointed to.
+  template <class T>
+  void place(const T** column, u64 count) {
+    T* to = nullptr;
+    layout_.place(&to, count);
+    if (copies_) copy_in(to, *column, count);
+    *column = to;
+  }
+  // One that is yet to be written.
+  template <class T>
+  void place_result(T** column, u64 count) {
+    layout_.place(column, count);
+  }
+  u64 bytes() const { return layout_.bytes; }
+
+ private:
+  ArrayLayout layout_;
+  bool copies_;
+};
+
 struct ScoreBytes {
-  u64 in = 0;
+  u64 in = 0;  // of what scoring reads, which comes first
   u64 all = 0;
 };
 
 ScoreBytes lay_out_scores(const EngineColumns& engines, const RequestColumns& requests, char* memory, bool copies,
                           ScoreArguments* out) {
   *out = {engines, requests, nullptr, nullptr};
-  ArrayLayout layout{memory};
-  const auto column = [&](auto** field, u64 count) {
-    std::remove_const_t<std::remove_pointer_t<decltype(*field + 0)>>* to = nullptr;
-    layout.place(&to, count);
-    if (copies) copy_in(to, *field, count);
-    *field = to;
-  };
+  Columns columns(memory, copies);
   const u64 count = static_cast<u64>(engines.count);
-  column(&out->engines.backlog_us, count);
-  column(&out->engines.rest_us, count);
-  column(&out->engines.per_token, count);
-  column(&out->engines.moe, count);
-  column(&out->engines.room_tokens, count);
-  column(&out->engines.flags, count);
+  columns.place(&out->engines.backlog_us, count);
+  columns.place(&out->engines.rest_us, count);
+  columns.place(&out->engines.per_token, count);
+  columns.place(&out->engines.moe, count);
+  columns.place(&out->engines.room_tokens, count);
+  columns.place(&out->engines.flags, count);
   const u64 asked = static_cast<u64>(requests.count);
-  column(&out->requests.prompt_tokens, asked);
-  column(&out->requests.uncached_tokens, asked);
-  column(&out->requests.row, asked);
-  column(&out->requests.takes, asked);
-  column(&out->requests.uncached, static_cast<u64>(requests.rows) * count);
-  const u64 in = layout.bytes;
-  layout.place(&out->pressure_us, asked * count);
-  layout.place(&out->best, asked);
-  return {in, layout.bytes};
+  columns.place(&out->requests.prompt_tokens, asked);
+  columns.place(&out->requests.uncached_tokens, asked);
+  columns.place(&out->requests.row, asked);
+  columns.place(&out->requests.takes, asked);
+  columns.place(&out->requests.uncached, static_cast<u64>(requests.rows) * count);
+  const u64 in = columns.bytes();
+  columns.place_result(&out->pressure_us, asked * count);
+  columns.place_result(&out->best, asked);
+  return {in, columns.bytes()};
 }
 
 }  // namespace
