@@ -15,9 +15,9 @@ const SIZES: [number, number][] = [
   [64, 8],
   [1024, 64],
   [1024, 512],
-  [8192, 512],
+  [2048, 512],
   [64, 4096],
-  [1024, 4096],
+  [256, 4096],
 ];
 /** Scores of this size and beyond, a second, on one core. */
 const LARGE = 2 ** 19;

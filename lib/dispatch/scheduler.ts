@@ -197,7 +197,7 @@ export class Scheduler {
   /**
    * What each of many requests would meet on every engine, by the ledger as it is at the call, which does not change it. Each
    * request is scored by itself: nothing is taken to be sent, lockstep groups and other gateways do not count. Ids are not looked
-   * at. Works beside the event loop; up to 2^22 scores, requests times engines, at a time.
+   * at. Works beside the event loop; up to 2^20 scores, requests times engines, at a time.
    *
    * @throws GimbalError GIMBAL_INVALID_INPUT (names the field), GIMBAL_OUT_OF_RANGE (too many), GIMBAL_BACKEND_UNAVAILABLE,
    *   GIMBAL_BACKEND_FAILED

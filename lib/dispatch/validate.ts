@@ -53,8 +53,8 @@ const MOST_MS = 3.6e6;
 const LEAST_RATE = 100;
 const MOST_RATE = 1e9;
 const MOST_GATEWAYS = 1024;
-/** Of one call: what the event loop copies and prefixes are looked up for. */
-const MOST_SCORES = 2 ** 22;
+/** Of one call: 8 MiB for the event loop to copy, into memory that nobody has touched yet. */
+const MOST_SCORES = 2 ** 20;
 
 export const DEFAULT_WEIGHTS: Required<PressureWeights> = {
   backlog: 1,
