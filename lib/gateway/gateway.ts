@@ -5,7 +5,7 @@
 import { readFileSync } from 'node:fs';
 import http, { type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http';
 import https from 'node:https';
-import type { AddressInfo, Socket } from 'node:net';
+import net, { type AddressInfo, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Agent } from 'undici';
 import { timeOfDay } from '../dispatch/validate.js';
@@ -204,19 +204,16 @@ export class Gateway {
     this.#draining = true;
     this.#log.info({ open: this.#open.size, noticeMs, timeoutMs }, 'gateway drains');
     await sleep(noticeMs);
-    const closed = this.#servers.map((server) => new Promise((resolve) => server.close(resolve)));
+    const closed = this.#servers.map((server) => stopListening(server));
     for (const response of this.#open) response.shouldKeepAlive = false;
     const untilMs = performance.now() + timeoutMs;
-    while (this.#open.size > 0 && performance.now() < untilMs) {
-      await sleep(DRAIN_STEP_MS);
-      // Those whose answer had promised to keep the connection.
-      for (const server of this.#servers) server.closeIdleConnections();
-    }
+    while (this.#open.size > 0 && performance.now() < untilMs) await sleep(DRAIN_STEP_MS);
     if (this.#open.size > 0) this.#log.warn({ open: this.#open.size }, 'requests are broken off');
     await this.#fleet.stop();
     await this.#ledger?.stop();
     for (const server of this.#servers) server.closeAllConnections();
     await Promise.all(closed);
+    for (const server of this.#servers) server.close();
     await this.#agent.destroy();
     this.#log.info('gateway is down');
   }
@@ -313,6 +310,11 @@ export class Gateway {
     // The client shall come back by a new connection, to another gateway.
     if (this.#draining) response.shouldKeepAlive = false;
   }
+}
+
+/** http's own `close` would also cut off the answers that are written and not yet read. */
+function stopListening(server: http.Server | https.Server): Promise<void> {
+  return new Promise((resolve) => net.Server.prototype.close.call(server, () => resolve()));
 }
 
 /** Node tells the end of a connection to the answer whose turn it is, and to none that is still behind it. */

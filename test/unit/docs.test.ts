@@ -381,6 +381,8 @@ describe('docs/API.md', () => {
     ['lib/types.ts', 'LayerPlan'],
     ['lib/types.ts', 'Evaluation'],
     ['lib/topology.ts', 'TopologyOptions'],
+    ['lib/dispatch/types.ts', 'ScoreOptions'],
+    ['lib/dispatch/types.ts', 'Scores'],
   ])('names the fields of %s, %s', (file, name) => {
     expect(unnamed(fieldsOf(file, name))).toEqual([]);
   });
