@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { dispatchBenches } from '../../bench/dispatch/index.js';
+import { gatewayBenches } from '../../bench/gateway/index.js';
 import { gpuBenches } from '../../bench/gpu/index.js';
 import {
   type BenchResult,
@@ -15,7 +16,7 @@ import {
 } from '../../bench/harness.js';
 import { placementBenches } from '../../bench/placement/index.js';
 
-const benches = [...placementBenches, ...gpuBenches, ...dispatchBenches];
+const benches = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...gatewayBenches];
 
 describe('benches, small', () => {
   it.each(benches.map((bench) => [bench.name, bench] as const))(
