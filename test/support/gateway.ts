@@ -27,6 +27,7 @@ export interface Running {
   gateway: Gateway;
   url: string;
   adminUrl: string;
+  extProcUrl?: string;
   /** Lines of the log, parsed. */
   log: Record<string, unknown>[];
 }
