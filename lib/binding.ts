@@ -189,6 +189,8 @@ export interface NativeQueue {
 
 export interface NativeBinding {
   NativeScheduler: new (options: NativeSchedulerOptions) => NativeScheduler;
+  /** Hashes of a text by blocks of so many units of UTF-16, each with all before it, for texts of one name; returns how many. */
+  hashBlocks(text: string, name: string, blockUnits: number, into: BigUint64Array): number;
   NativeQueue: new (policy: number, agingTokensPerSecond: number) => NativeQueue;
   backends(): BackendInfo[];
   /** `kept`: how many sets of buffers stay between calls. */

@@ -212,7 +212,14 @@ export class Scheduler {
     return this.#engines.map((_, engine) => this.#pressureOf(engine, nowMs));
   }
 
-  /** That of one engine. */
+  /** The backlog of one engine alone, ms; for those who ask often. */
+  backlogOf(engine: number): number {
+    checkEngineNumber('engine', engine, this.#engines.length);
+    this.#native.report(engine, this.#options.clock(), this.#report);
+    return this.#report[0]!;
+  }
+
+  /** The pressure of one engine. */
   pressureOf(engine: number): EnginePressure {
     checkEngineNumber('engine', engine, this.#engines.length);
     return this.#pressureOf(engine, this.#options.clock());

@@ -9,7 +9,6 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Agent } from 'undici';
 import { timeOfDay } from '../dispatch/validate.js';
 import { ioError } from '../files.js';
-import { loadZeromq } from '../telemetry/zeromq.js';
 import { ADMIN_PATHS, type AdminParts, serveAdmin } from './admin.js';
 import { sendError, wrongMethod } from './answers.js';
 import { type GatewayConfig, mergeReload, readApiKeys } from './config.js';
@@ -152,17 +151,17 @@ export class Gateway {
    * Takes what can be taken while running, all of it or nothing.
    *
    * @returns the changed keys that need a restart
-   * @throws GimbalError GIMBAL_IO (a file of keys or a certificate); what was in force stays so
+   * @throws GimbalError GIMBAL_IO, GIMBAL_FORMAT (a file of keys or a certificate), or what KV events cannot be followed for; what
+   *   was in force stays so
    */
   async reload(next: GatewayConfig): Promise<string[]> {
     const { config, later } = mergeReload(this.#config, next);
-    // The only thing that could fail half-way.
-    if (config.servers.some(({ kvEvents }) => kvEvents !== undefined)) loadZeromq();
     const keys = await readApiKeys(config);
     const tls = config.listen.tls === undefined ? undefined : readTls(config.listen.tls);
+    // The last that may fail: what follows cannot.
+    this.#fleet.reload(config);
     this.#config = config;
     this.#keys.renew(keys);
-    this.#fleet.reload(config);
     this.#proxy.config = config;
     this.#log.level = config.log.level;
     const { headersMs, requestMs } = config.limits;

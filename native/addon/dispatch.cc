@@ -83,7 +83,35 @@ void read_origin(Napi::Value session, Napi::Value prefix, Napi::Value cached, Di
   request->prefix_count = static_cast<int64_t>(hashes.ElementLength());
 }
 
+// Of 4 units of UTF-16 as they lie in memory, fewer at the end of a block.
+uint64_t word_of(const char16_t* units, size_t count) {
+  uint64_t word = 0;
+  for (size_t n = 0; n < std::min<size_t>(count, 4); ++n) word |= static_cast<uint64_t>(units[n]) << (16 * n);
+  return word;
+}
+
 }  // namespace
+
+// (text, name of what tells texts apart, units in a block, into [blocks]): how many blocks were hashed, each with all before it.
+Napi::Value hash_blocks(const Napi::CallbackInfo& info) {
+  // Kept from call to call: a prompt is long, and every request has one.
+  static thread_local std::u16string text;
+  size_t length = 0;
+  napi_get_value_string_utf16(info.Env(), info[0], nullptr, 0, &length);
+  const size_t block = static_cast<size_t>(integer(info, 2));
+  Napi::BigUint64Array into = info[3].As<Napi::BigUint64Array>();
+  length = std::min(length, block * into.ElementLength());
+  text.resize(length + 1);
+  napi_get_value_string_utf16(info.Env(), info[0], text.data(), length + 1, &length);
+  uint64_t hash = hash_of(info[1]);
+  uint64_t* out = into.Data();
+  for (size_t first = 0; first < length; first += block) {
+    const size_t end = std::min(length, first + block);
+    for (size_t n = first; n < end; n += 4) hash = spec::mix64(hash ^ word_of(text.data() + n, end - n));
+    *out++ = hash;
+  }
+  return Napi::Number::New(info.Env(), static_cast<double>((length + block - 1) / block));
+}
 
 Napi::Function NativeScheduler::define(Napi::Env env) {
   return DefineClass(env, "NativeScheduler",

@@ -75,4 +75,6 @@ class NativeQueue : public Napi::ObjectWrap<NativeQueue> {
   RequestQueue queue_;
 };
 
+Napi::Value hash_blocks(const Napi::CallbackInfo& info);
+
 }  // namespace gimbal::addon

@@ -213,6 +213,15 @@ describe('where every engine fails', () => {
     },
   );
 
+  it('JSON with space around it is none of the garbage', async () => {
+    const text = '\n \r\n{"choices": []}\n';
+    const engine = await scripted(stage, (response) =>
+      response.writeHead(200, { 'content-type': 'application/json' }).end(text),
+    );
+    const { url } = await stage.gateway({ servers: serversOf([engine]) });
+    expect((await ask(url, chat('x').body)).body.toString()).toBe(text);
+  });
+
   it('garbage is never passed on', async () => {
     const engine = await stage.standIn();
     engine.fault({ kind: 'garbage', what: 'html' }, ALWAYS);
@@ -518,6 +527,24 @@ describe('the queue', () => {
     expect(bad.requests.length - before).toBe(1);
   });
 
+  it('gives a request that waits for a better answer in vain the one that it has', async () => {
+    const [bad, good] = [await stage.standIn(), await stage.standIn()];
+    bad.fault({ kind: 'status', status: 500, message: 'As told.' }, ALWAYS);
+    const { url } = await stage.gateway({
+      servers: serversOf([bad, good]),
+      policy: 'round-robin',
+      admission: { maxInFlight: 1 },
+      queue: { maxWaitMs: 100 },
+    });
+    good.pause();
+    const first = ask(url, chat('first').body);
+    await until(() => expect(good.requests).toHaveLength(1));
+    const { status, body } = await ask(url, chat('second').body);
+    expect([status, JSON.parse(body.toString()).error.message]).toEqual([500, 'As told.']);
+    good.resume();
+    await first;
+  });
+
   it.each(['gimbal', 'round-robin'] as const)(
     'sends nothing to an engine whose backlog is too long (%s)',
     async (policy) => {
@@ -639,6 +666,15 @@ describe('a new configuration', () => {
     await until(() => expect(log.some(({ body }) => body === 'server is gone')).toBe(true));
     const urls = (await gateway.snapshot()).servers.map((server) => server.url);
     expect(urls).toEqual([staying.url, coming.url]);
+  });
+
+  it('that cannot be taken leaves all as it was, keys included', async () => {
+    const engine = await stage.standIn();
+    const { url, gateway } = await stage.gateway({ servers: serversOf([engine]), apiKeys: ['old'] });
+    const servers = [{ url: await deadUrl(), kvEvents: [{ endpoint: 'no endpoint' }] }];
+    await expect(gateway.reload(configOf({ servers, apiKeys: ['new'] }))).rejects.toThrow('endpoint');
+    const headers = { authorization: 'Bearer old' };
+    expect((await ask(url, chat('x').body, { headers })).status).toBe(200);
   });
 
   it('widens the limits that requests wait for', async () => {

@@ -2,6 +2,7 @@
 
 import { mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
 import http from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -65,6 +66,26 @@ describe('gimbal serve', () => {
     await until(async () => expect((await state()).config.error).toBeUndefined());
     expect((await state()).servers.map(({ url }) => url)).toEqual([before.url]);
     expect(JSON.stringify(gateway.log)).not.toMatch(/"(first|second)"/);
+  });
+
+  it('ends where it cannot listen at all of its places', async () => {
+    const taken = http.createServer();
+    await new Promise<void>((resolve) => taken.listen(0, '127.0.0.1', resolve));
+    stage.onEnd(async () => void taken.close());
+    const { port } = taken.address() as AddressInfo;
+    const servers = ['--engines', 'http://127.0.0.1:1'];
+    const { code } = await GatewayProcess.ran(...servers, '--port', '0', '--admin-port', `${port}`);
+    expect(code).toBe(6);
+  });
+
+  it('prints what its configuration comes to, without the secrets in it', async () => {
+    const servers = [{ url: 'http://127.0.0.1:1', apiKey: 's3cret' }];
+    const redis = { url: 'rediss://gateway:s3cret@redis.internal:6379/0' };
+    const file = await write('gateway.yaml', JSON.stringify({ servers, redis, apiKeys: ['s3cret'] }));
+    const { code, stdout } = await GatewayProcess.ran('--config', file, '--check');
+    expect(code).toBe(0);
+    expect(stdout).not.toContain('s3cret');
+    expect(JSON.parse(stdout).redis.url).toBe('rediss://gateway:…@redis.internal:6379/0');
   });
 
   it('ends every request that it has taken, at a SIGTERM, and then itself', async () => {

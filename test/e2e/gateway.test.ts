@@ -1,6 +1,6 @@
 /** The gateway as its clients and its operators see it, where nothing goes wrong. */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import https from 'node:https';
 import { tmpdir } from 'node:os';
@@ -500,6 +500,7 @@ describe.skipIf(!openssl)(`TLS${openssl ? '' : ' (skipped: no openssl)'}`, () =>
         { stdio: 'ignore' },
       );
     renew('first');
+    const firstKey = await readFile(key);
     const engine = await stage.standIn();
     const { url, gateway } = await stage.gateway({
       servers: [{ url: engine.url }],
@@ -523,9 +524,15 @@ describe.skipIf(!openssl)(`TLS${openssl ? '' : ' (skipped: no openssl)'}`, () =>
     // Whoever does not begin to speak TLS is sent away.
     expect(await raw(url)).toBe('');
     renew('second');
-    await gateway.reload(
-      checkGatewayOptions({ servers: [{ url: engine.url }], listen: { port: 0, tls: { cert, key } } }),
-    );
+    const mine = checkGatewayOptions({
+      servers: [{ url: engine.url }],
+      listen: { port: 0, tls: { cert, key } },
+    });
+    const secondKey = await readFile(key);
+    await writeFile(key, firstKey);
+    await expect(gateway.reload(mine)).rejects.toMatchObject({ code: 'GIMBAL_FORMAT' });
+    await writeFile(key, secondKey);
+    await gateway.reload(mine);
     const renewed = await readFile(cert, 'utf8');
     const subject = await new Promise((resolve, reject) => {
       const request = https.get(`${url}/healthz`, { ca: renewed, agent: false }, (response) => {

@@ -32,6 +32,18 @@ export class GatewayProcess {
     throw new Error(`the gateway did not start: ${log.text}`);
   }
 
+  /** One that says what it has to say and ends, within ten seconds. */
+  static async ran(...words: string[]): Promise<{ code: number | null; stdout: string }> {
+    const child = spawn(process.execPath, ['--import', 'tsx', MAIN, 'serve', ...words], { timeout: 10_000 });
+    let stdout = '';
+    child.stderr.resume();
+    child.stdout.setEncoding('utf8').on('data', (text: string) => {
+      stdout += text;
+    });
+    const [code] = (await once(child, 'close')) as [number | null];
+    return { code, stdout };
+  }
+
   signal(signal: NodeJS.Signals): void {
     this.#child.kill(signal);
   }

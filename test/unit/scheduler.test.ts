@@ -352,6 +352,7 @@ describe('what another gateway has sent', () => {
     scheduler.dispatched(1, { id: 'theirs', promptTokens: 500 }, 300);
     expect(scheduler.pressureOf(1)).toMatchObject({ backlogMs: 200, inFlightPrefillMs: 500, inFlight: 1 });
     expect(scheduler.pressureOf(0)).toMatchObject({ backlogMs: 0, inFlight: 0 });
+    expect([scheduler.backlogOf(0), scheduler.backlogOf(1)]).toEqual([0, 200]);
     expect(scheduler.finished('theirs')).toBe(true);
     expect(scheduler.inFlight).toBe(0);
   });
