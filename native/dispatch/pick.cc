@@ -10,7 +10,7 @@ namespace {
 using spec::kWholeShare;
 
 // Of a request's prefill, the part by which backlogs are perturbed at the most.
-constexpr int64_t kPerturbedBy = 4;
+constexpr int64_t kPerturbedBy = 8;
 // Of the rivals.
 constexpr int64_t kDynamoBlockTokens = 16;
 constexpr int64_t kLeastLoadKvUs = 150 * 1000;

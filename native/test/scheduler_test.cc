@@ -204,7 +204,7 @@ TEST_CASE("scheduler: with other gateways, a part of what was sent counts once m
     s.observe(sample(0, 0, 0, 1, 1000), 0);
     s.observe(sample(1, 0), 0);
     s.dispatch_to(1, prompt(900), 0);
-    // 1000 against 900 of our own, or 1350; neither is perturbed by more than 225.
+    // 1000 against 900 of our own, or 1350; neither is perturbed by more than 113.
     CHECK(s.dispatch(prompt(10), 0).engine == (gateways == 1 ? 1 : 0));
   }
 }
@@ -448,7 +448,7 @@ TEST_CASE("scheduler: one of several gateways does not always take the least of 
       ++count[static_cast<size_t>(d.engine)];
       s.finished(d.ticket, now_us);
     }
-    CHECK(count[2] == 0);  // a quarter of 400 is less than the difference
+    CHECK(count[2] == 0);  // an eighth of 400 is less than the difference
     if (gateways == 1) {
       CHECK(count[1] == 0);
     } else {
