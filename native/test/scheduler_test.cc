@@ -190,6 +190,9 @@ TEST_CASE("scheduler: with other gateways, a request that is late has something 
     s.first_token(first.ticket, kSecond);
     CHECK(s.report(0, kSecond + 40 * kMs).terms.backlog_us == 5 * kMs);
     CHECK(s.report(0, kSecond + 140 * kMs).terms.backlog_us == (gateways == 1 ? 5 : gateways == 2 ? 50 : 75) * kMs);
+    // What is seen to go on is not late.
+    s.progress(second.ticket, 20, kSecond + 140 * kMs);
+    CHECK(s.report(0, kSecond + 160 * kMs).terms.backlog_us == 20 * kMs / 8);
     s.first_token(second.ticket, 2 * kSecond);
     CHECK(s.report(0, 3 * kSecond).terms.backlog_us == 0);
   }
