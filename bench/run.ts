@@ -1,11 +1,12 @@
 /** Runs benches by name, or all: `npm run bench -- [name …] [--json FILE] [--small] [--seed N]`. */
 import { parseArgs } from 'node:util';
 import { dispatchBenches } from './dispatch/index.js';
+import { gatewayBenches } from './gateway/index.js';
 import { gpuBenches } from './gpu/index.js';
 import { type BenchResult, formatMachine, formatResult, machine, writeJson } from './harness.js';
 import { placementBenches } from './placement/index.js';
 
-const BENCHES = [...placementBenches, ...gpuBenches, ...dispatchBenches];
+const BENCHES = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...gatewayBenches];
 
 const USAGE = `usage: npm run bench -- [name …] [--json FILE] [--small] [--seed N]
 benches: ${BENCHES.map((bench) => bench.name).join(', ')} (default: all)`;

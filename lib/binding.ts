@@ -139,6 +139,8 @@ export type NativeDispatch = [
   nowMs: number,
   sessionKey: string | undefined,
   prefixHashes: BigUint64Array | undefined,
+  /** [engines] Counts before `cachedTokens`. */
+  cachedByEngine: Uint32Array | undefined,
 ];
 
 export interface NativeSchedulerOptions {

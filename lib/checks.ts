@@ -85,6 +85,11 @@ export function boolean(field: string, value: unknown): boolean {
   return value;
 }
 
+export function checkFunction<T>(field: string, value: T): T {
+  if (typeof value !== 'function') throw invalid(field, 'a function', describe(value));
+  return value;
+}
+
 /** Of everything that draws. */
 export function checkSeed(value: unknown): bigint {
   if (typeof value === 'bigint' && value >= 0n && value <= MAX_SEED) return value;

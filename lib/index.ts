@@ -63,6 +63,23 @@ export {
   models,
   type Precision,
 } from './presets.js';
+export { decodeKvEvents } from './telemetry/kv-events.js';
+export { KvEventFeed } from './telemetry/kv-feed.js';
+export { KvBlockIndex } from './telemetry/kv-index.js';
+export type {
+  CachedTokensOptions,
+  KvBlockHash,
+  KvBlockIndexOptions,
+  KvBlocksCleared,
+  KvBlocksRemoved,
+  KvBlocksStored,
+  KvEngineBlocks,
+  KvEvent,
+  KvEventBatch,
+  KvEventFeedOptions,
+  KvEventSource,
+  KvSourceStatus,
+} from './telemetry/kv-types.js';
 export { EnginePoller } from './telemetry/poller.js';
 export { readSglangLoads, readSglangMetrics } from './telemetry/sglang.js';
 export type {

@@ -8,6 +8,7 @@ import {
   aboveZero,
   atLeastZero,
   boolean,
+  checkFunction,
   checkKeys,
   checkSeed,
   count,
@@ -145,9 +146,7 @@ function checkListeners({ signal, onProgress }: PlanOptions): void {
   if (signal !== undefined && !isAbortSignal(signal)) {
     throw invalid('options.signal', 'an AbortSignal', describe(signal));
   }
-  if (onProgress !== undefined && typeof onProgress !== 'function') {
-    throw invalid('options.onProgress', 'a function', describe(onProgress));
-  }
+  if (onProgress !== undefined) checkFunction('options.onProgress', onProgress);
 }
 
 function isAbortSignal(value: unknown): value is AbortSignal {

@@ -1,7 +1,8 @@
 /**
  * How long is the longest queue of a fleet, and how long do users wait for the first token, under our dispatch and under every
  * rival's? One small model of data-parallel engines in lockstep (fleet.ts), the same requests for all; at several loads, with
- * fresh samples and late ones, one gateway and two, and requests whose first token nobody tells.
+ * fresh samples and late ones, one gateway and two (with a ledger each, and with a shared one), and requests whose first token
+ * nobody tells.
  *
  * One run says little: a p99 hangs on a few long prompts, and which engine they meet hangs on a tie. So each case is run over
  * and over, with other requests each time; policies are compared run by run, and the difference is stated with its interval.
@@ -28,6 +29,7 @@ const VARIANTS: Record<string, Partial<FleetOptions>> = {
   'fresh samples': {},
   'samples 1 s late': { sampleLateMs: 1000 },
   'two gateways': { gateways: 2 },
+  'two with a shared ledger': { gateways: 2, toldLateMs: 2 },
   'no first token told': { streams: false },
   'prefill not told': { tellsPrefill: false },
   'a third of the KV cache': { kvTokens: 500_000 },

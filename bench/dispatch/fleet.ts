@@ -20,6 +20,8 @@ export interface FleetOptions {
   kvTokens: number;
   policy: DispatchPolicy;
   gateways: number;
+  /** What gateways tell each other of what they send comes so much later; not given: they tell each other nothing. */
+  toldLateMs?: number;
   /** Samples are taken every so often, and seen so much later. */
   sampleEveryMs: number;
   sampleLateMs: number;
@@ -141,11 +143,27 @@ export function runFleet(trace: Trace, options: FleetOptions): FleetResult {
         engines: Array.from({ length: options.engines }, () => ({ kvTokens: options.kvTokens })),
         policy: options.policy,
         prefillTokensPerSecond: rate,
-        gateways: options.gateways,
+        // Those that tell each other have nothing to guess.
+        gateways: options.toldLateMs === undefined ? options.gateways : 1,
         seed: options.seed + n,
         clock: () => nowMs,
       }),
   );
+  const told: { atMs: number; to: Scheduler; tell: (other: Scheduler) => void }[] = [];
+  /** `tell` is what a gateway does; the others learn of it later. */
+  const tellOthers = (of: number, timeMs: number, tell: (other: Scheduler) => void) => {
+    if (options.toldLateMs === undefined) return;
+    for (const [n, to] of gateways.entries()) {
+      if (n !== of) told.push({ atMs: timeMs + options.toldLateMs, to, tell });
+    }
+    told.sort((a, b) => a.atMs - b.atMs);
+  };
+  const learn = (timeMs: number) => {
+    while (told.length > 0 && told[0]!.atMs <= timeMs) {
+      const { to, tell } = told.shift()!;
+      tell(to);
+    }
+  };
   const requests = scaled(trace.requests, options, rate);
   const ttftMs = new Float64Array(requests.length);
   const longest: { ms: number; forMs: number }[] = [];
@@ -170,12 +188,13 @@ export function runFleet(trace: Trace, options: FleetOptions): FleetResult {
     while (next < requests.length && requests[next]!.arrivalMs <= nowMs) {
       const request = requests[next]!;
       const gateway = next % options.gateways;
-      const { engine } = gateways[gateway]!.dispatch({
-        id: next,
-        promptTokens: request.promptTokens,
-        streams: options.streams,
-        ...(request.prefixHashes === undefined ? {} : { prefixHashes: request.prefixHashes }),
-      });
+      learn(request.arrivalMs);
+      const plain = { id: next, promptTokens: request.promptTokens, streams: options.streams };
+      const { prefixHashes } = request;
+      const { engine } = gateways[gateway]!.dispatch(
+        prefixHashes === undefined ? plain : { ...plain, prefixHashes },
+      );
+      tellOthers(gateway, request.arrivalMs, (other) => other.dispatched(engine, plain));
       engines[engine]!.add({
         index: next,
         request,
@@ -203,11 +222,17 @@ export function runFleet(trace: Trace, options: FleetOptions): FleetResult {
     nowMs += tookMs;
     for (const one of first) {
       ttftMs[one.index] = nowMs - one.request.arrivalMs;
-      if (options.streams) gateways[one.gateway]!.firstToken(one.index);
+      if (!options.streams) continue;
+      gateways[one.gateway]!.firstToken(one.index);
+      tellOthers(one.gateway, nowMs, (other) => other.firstToken(one.index));
     }
-    for (const one of finished) gateways[one.gateway]!.finished(one.index);
+    for (const one of finished) {
+      gateways[one.gateway]!.finished(one.index);
+      tellOthers(one.gateway, nowMs, (other) => other.finished(one.index));
+    }
     ended += finished.length;
   }
+  learn(Number.POSITIVE_INFINITY);
   for (const gateway of gateways) {
     if (gateway.inFlight !== 0) throw new Error('expected every request to have ended');
   }

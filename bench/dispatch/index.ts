@@ -1,6 +1,7 @@
 /** The dispatch benches. */
 import type { Bench } from '../harness.js';
 import * as backlog from './backlog.js';
+import * as cached from './cached.js';
 import * as speed from './speed.js';
 
-export const dispatchBenches: Bench[] = [backlog, speed];
+export const dispatchBenches: Bench[] = [backlog, speed, cached];

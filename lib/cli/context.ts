@@ -5,7 +5,9 @@ export interface Context {
   output: Output;
   /** The command line as typed, without the interpreter: `['gimbal', 'plan', …]`. */
   command: readonly string[];
-  /** Aborted by Ctrl-C. */
+  /** Aborted by Ctrl-C, and by a SIGTERM. */
   signal: AbortSignal;
+  /** Calls back at each SIGHUP: whoever runs on shall read its configuration again. */
+  onHangUp(call: () => void): void;
   version: string;
 }

@@ -11,6 +11,7 @@ export const EFFORTS: readonly Effort[] = ['fast', 'balanced', 'thorough'];
 export const REPLICA_CHOICES: readonly ReplicaChoice[] = ['even', 'nearest'];
 export const ALL_TO_ALL: readonly AllToAll[] = ['all-to-all', 'allgather-reducescatter'];
 export const BACKENDS = ['auto', 'cpu', 'cuda'] as const;
+export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const;
 
 export function exportFormats(): PlacementFormat[] {
   return Object.keys(placementFormats) as PlacementFormat[];

@@ -2,6 +2,7 @@
  * The commands and their words. Every help text teaches by examples; what a command does is in its own file.
  */
 import { Command, Option } from 'commander';
+import { POLICIES } from '../dispatch/validate.js';
 import { backendsCommand } from './backends-command.js';
 import type { Context } from './context.js';
 import { type DiffOptions, diffCommand } from './diff-command.js';
@@ -13,6 +14,7 @@ import {
   EFFORTS,
   exportFormats,
   gpuList,
+  LOG_LEVELS,
   milliseconds,
   oneOf,
   REPLICA_CHOICES,
@@ -24,8 +26,9 @@ import {
 } from './options.js';
 import { type PlanCommandOptions, planCommand } from './plan-command.js';
 import { countsFormatNames, hardwareNames, modelNames } from './problem.js';
+import type { ServeOptions } from './serve-command.js';
 
-export const commandNames = ['plan', 'evaluate', 'diff', 'backends'] as const;
+export const commandNames = ['plan', 'evaluate', 'diff', 'serve', 'backends'] as const;
 
 const EXIT_CODES = `
 Exit codes:
@@ -36,7 +39,7 @@ Exit codes:
 export function buildProgram(context: Context): Command {
   const program = new Command('gimbal')
     .description(
-      'Places the experts of a Mixture-of-Experts model on GPUs, from routing counts to a file an engine loads.',
+      'Scheduling for Mixture-of-Experts serving: places experts on GPUs, and dispatches requests over engines.',
     )
     .version(`gimbal-moe ${context.version}`, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
@@ -56,12 +59,16 @@ Examples:
   # What has to be moved?
   gimbal diff placement.json next.json --topology 4x8
 
+  # An OpenAI-compatible gateway in front of two servers of four DP ranks each:
+  gimbal serve --engines http://10.0.0.1:8000,ranks=4 http://10.0.0.2:8000,ranks=4
+
 \`gimbal COMMAND --help\` shows the options and examples of a command.
 ${EXIT_CODES}`,
     );
   addPlan(program, context);
   addEvaluate(program, context);
   addDiff(program, context);
+  addServe(program, context);
   addBackends(program, context);
   for (const command of [program, ...program.commands]) quieten(command, context);
   return program;
@@ -262,6 +269,85 @@ ${EXIT_CODES}`,
     .action((before: string, after: string, options: DiffOptions) =>
       diffCommand(before, after, options, context),
     );
+}
+
+function addServe(program: Command, context: Context): void {
+  program
+    .command('serve')
+    .description('Run an OpenAI-compatible gateway that dispatches requests over engines by their pressure.')
+    .option('--config <file>', 'YAML or JSON, read again at SIGHUP and when it changes; options go before it')
+    .option(
+      '--engines <server...>',
+      'URL[,ranks=N][,kind=vllm|sglang][,group=NAME]: the servers, and the DP ranks behind each',
+    )
+    .option('--host <address>', 'where to listen (default: 127.0.0.1)')
+    .option(
+      '--port <n>',
+      'where to listen; 0 takes a free one (default: 8080)',
+      wholeNumber('--port', 0, '8080'),
+    )
+    .option(
+      '--admin-port <n>',
+      'a port of their own for /metrics, /healthz, /readyz and /dashboard (default: beside the API)',
+      wholeNumber('--admin-port', 0, '9090'),
+    )
+    .addOption(
+      new Option('--policy <name>', `how to pick an engine: ${POLICIES.join(', ')}`).argParser(
+        oneOf('--policy', POLICIES),
+      ),
+    )
+    .option(
+      '--max-in-flight <n>',
+      'requests on one engine before others wait',
+      wholeNumber('--max-in-flight', 1, '256'),
+    )
+    .option(
+      '--queue-capacity <n>',
+      'requests that may wait; beyond it 429',
+      wholeNumber('--queue-capacity', 1, '1000'),
+    )
+    .option(
+      '--gateways <n>',
+      'gateways that share these engines without Redis',
+      wholeNumber('--gateways', 1, '2'),
+    )
+    .option('--api-keys-file <file>', 'a key in each line; clients must send one as a bearer token')
+    .option('--tls-cert <file>', 'PEM; with --tls-key serves HTTPS')
+    .option('--tls-key <file>', 'PEM')
+    .option('--redis <url>', 'share the ledger with other gateways, e.g. redis://10.0.0.9:6379')
+    .option(
+      '--ext-proc-port <n>',
+      'serve as an endpoint picker for Envoy (ext-proc gRPC) on this port too',
+      wholeNumber('--ext-proc-port', 0, '9002'),
+    )
+    .addOption(
+      new Option('--log-level <name>', `of the JSON log on stderr: ${LOG_LEVELS.join(', ')}`).argParser(
+        oneOf('--log-level', LOG_LEVELS),
+      ),
+    )
+    .option('--check', 'check the configuration, print it with its defaults, and exit')
+    .addHelpText(
+      'after',
+      `
+Prints one JSON line with its URLs on stdout once it listens. SIGTERM and Ctrl-C drain: no new requests, those in flight end.
+
+Examples:
+  # Two vLLM servers of four DP ranks each, started with --data-parallel-size 4; open http://127.0.0.1:8080/dashboard
+  gimbal serve --engines http://10.0.0.1:8000,ranks=4 http://10.0.0.2:8000,ranks=4
+
+  # SGLang, reachable from outside, with keys, operators' pages on a port of their own:
+  gimbal serve --engines http://10.0.0.3:30000,ranks=8,kind=sglang --host 0.0.0.0 --port 443 \\
+    --tls-cert cert.pem --tls-key key.pem --api-keys-file keys.txt --admin-port 9090
+
+  # Everything else is in a file; see what it comes to:
+  gimbal serve --config gimbal.yaml --check
+${EXIT_CODES}`,
+    )
+    .action(async (options: ServeOptions) => {
+      // Other commands shall not wait for what only a gateway needs.
+      const { serveCommand } = await import('./serve-command.js');
+      await serveCommand(options, context);
+    });
 }
 
 function addBackends(program: Command, context: Context): void {

@@ -12,9 +12,10 @@ import { buildProgram, commandNames } from './program.js';
 
 export async function run(
   words: readonly string[],
-  { output, signal }: { output: Output; signal: AbortSignal },
+  surroundings: Pick<Context, 'output' | 'signal' | 'onHangUp'>,
 ): Promise<number> {
-  const context: Context = { output, signal, version: packageVersion(), command: ['gimbal', ...words] };
+  const { output } = surroundings;
+  const context: Context = { ...surroundings, version: packageVersion(), command: ['gimbal', ...words] };
   try {
     await buildProgram(context).parseAsync([...words], { from: 'user' });
     return EXIT.ok;

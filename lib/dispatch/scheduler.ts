@@ -3,7 +3,7 @@
  * here are names in place of numbers, the ids of requests, and the stages that a caller may replace.
  */
 import { binding, type NativeScheduler } from '../binding.js';
-import { describe, invalid, oneOf } from '../checks.js';
+import { atLeastZero, describe, invalid, oneOf } from '../checks.js';
 import { GimbalError } from '../errors.js';
 import type {
   Candidate,
@@ -24,6 +24,7 @@ import {
   checkRequest,
   checkSample,
   checkScheduler,
+  checkTime,
   checkTokens,
   POLICIES,
   ROLES,
@@ -57,6 +58,8 @@ export class Scheduler {
   readonly #report = new Float64Array(REPORT_PARTS);
   /** [engines] */
   #scores = new Float64Array(0);
+  /** [engines] */
+  #cached = new Uint32Array(0);
   #turn = 0;
 
   /** @throws GimbalError GIMBAL_INVALID_INPUT (names the option), GIMBAL_BINDING */
@@ -132,8 +135,23 @@ export class Scheduler {
    * @throws GimbalError GIMBAL_INVALID_INPUT (names the field; also an id that is in flight), GIMBAL_NO_ENGINE (none may take it)
    */
   dispatch(request: DispatchRequest): Dispatched {
-    checkRequest('request', request);
+    checkRequest('request', request, this.#engines.length);
     return this.#dispatch(request, this.#options.clock());
+  }
+
+  /**
+   * Another gateway has sent the request to this engine, `ageMs` ago: it stands in the ledger under its id until `finished` or
+   * `failed`, as one of ours does. A sample taken after it was sent counts as usual.
+   *
+   * @throws GimbalError GIMBAL_INVALID_INPUT (names the field; also an id that is in flight)
+   */
+  dispatched(engine: number, request: DispatchRequest, ageMs = 0): void {
+    checkEngineNumber('engine', engine, this.#engines.length);
+    checkRequest('request', request, this.#engines.length);
+    checkTime('ageMs', atLeastZero('ageMs', ageMs));
+    this.#checkNew('request.id', request.id);
+    this.#native.dispatchTo(engine, ...this.#given(request, this.#options.clock() - ageMs));
+    this.#tickets.set(request.id, this.#decision[1]!);
   }
 
   /** The same as one call of `dispatch` after the other at one time. All are checked before any is dispatched. */
@@ -141,7 +159,7 @@ export class Scheduler {
     if (!Array.isArray(requests)) throw invalid('requests', 'an array', describe(requests));
     const ids = new Set<string | number>();
     requests.forEach((request, n) => {
-      checkRequest(`requests[${n}]`, request);
+      checkRequest(`requests[${n}]`, request, this.#engines.length);
       if (ids.has(request.id)) throw invalid(`requests[${n}].id`, 'each id once', describe(request.id));
       ids.add(request.id);
       this.#checkNew(`requests[${n}].id`, request.id);
@@ -189,6 +207,12 @@ export class Scheduler {
     return this.#engines.map((_, engine) => this.#pressureOf(engine, nowMs));
   }
 
+  /** That of one engine. */
+  pressureOf(engine: number): EnginePressure {
+    checkEngineNumber('engine', engine, this.#engines.length);
+    return this.#pressureOf(engine, this.#options.clock());
+  }
+
   #add(engine: EngineOptions): number {
     const { group = '', role = 'both', kvTokens = 0 } = engine;
     const { prefillTokensPerSecond = this.#options.prefillTokensPerSecond } = engine;
@@ -197,24 +221,54 @@ export class Scheduler {
     this.#engines.push({ ...engine });
     this.#states.push('active');
     this.#scores = new Float64Array(this.#engines.length);
+    this.#cached = new Uint32Array(this.#engines.length);
     return this.#native.addEngine(groups.get(group)!, ROLES.indexOf(role), prefillTokensPerSecond, kvTokens);
   }
 
   #dispatch(request: DispatchRequest, nowMs: number): Dispatched {
     this.#checkNew('request.id', request.id);
+    const barred = (request.excluding ?? []).filter((engine) => this.#states[engine] === 'active');
+    try {
+      for (const engine of barred) this.#native.setState(engine, STATES.indexOf('draining'));
+      return this.#dispatchAmongActive(request, nowMs);
+    } finally {
+      for (const engine of barred) this.#native.setState(engine, STATES.indexOf('active'));
+    }
+  }
+
+  #dispatchAmongActive(request: DispatchRequest, nowMs: number): Dispatched {
     const { stages } = this.#options;
     if (stages !== undefined) return this.#dispatchByStages(request, stages, nowMs);
-    const { promptTokens, cachedTokens = UNKNOWN, stage, streams = true, sessionKey, prefixHashes } = request;
+    const { promptTokens, cachedTokens, stage, streams = true, sessionKey, prefixHashes } = request;
     const hashes = prefixHashes === undefined ? undefined : toHashes('request.prefixHashes', prefixHashes);
     const stageNumber = stage === 'decode' ? 1 : 0;
-    this.#native.dispatch(promptTokens, cachedTokens, stageNumber, streams, nowMs, sessionKey, hashes);
+    const everywhere = typeof cachedTokens === 'number' ? cachedTokens : UNKNOWN;
+    const byEngine = this.#cachedByEngine(cachedTokens);
+    // Spelled out, not spread: a list would be made for every request.
+    this.#native.dispatch(
+      promptTokens,
+      everywhere,
+      stageNumber,
+      streams,
+      nowMs,
+      sessionKey,
+      hashes,
+      byEngine,
+    );
     return this.#note(request, this.#decision, 0);
+  }
+
+  /** [engines] As native code reads it, good until the next request; undefined where engines do not differ. */
+  #cachedByEngine(cachedTokens: DispatchRequest['cachedTokens']): Uint32Array | undefined {
+    if (cachedTokens === undefined || typeof cachedTokens === 'number') return undefined;
+    this.#cached.set(cachedTokens);
+    return this.#cached;
   }
 
   /** In one native call. [requests] each, but for the decisions. */
   #dispatchPlain(requests: readonly DispatchRequest[], nowMs: number): Dispatched[] {
     const prompts = Float64Array.from(requests, ({ promptTokens }) => promptTokens);
-    const cached = Float64Array.from(requests, ({ cachedTokens = UNKNOWN }) => cachedTokens);
+    const cached = Float64Array.from(requests, ({ cachedTokens }) => (cachedTokens as number) ?? UNKNOWN);
     const streams = Uint8Array.from(requests, (request) => (request.streams === false ? 0 : 1));
     const decisions = new Float64Array(DECISION_PARTS * requests.length);
     this.#native.dispatchBatch(prompts, cached, streams, decisions, nowMs);
@@ -236,18 +290,7 @@ export class Scheduler {
 
   /** Filter, score, pick with what the caller replaces; the ledger is the same. */
   #dispatchByStages(request: DispatchRequest, stages: DispatchStages, nowMs: number): Dispatched {
-    const { promptTokens, cachedTokens = UNKNOWN, stage = 'prefill', streams = true, sessionKey } = request;
-    const hashes =
-      request.prefixHashes === undefined ? undefined : toHashes('request.prefixHashes', request.prefixHashes);
-    const given = [
-      promptTokens,
-      cachedTokens,
-      STAGES.indexOf(stage),
-      streams,
-      nowMs,
-      sessionKey,
-      hashes,
-    ] as const;
+    const given = this.#given(request, nowMs);
     this.#native.scores(...given, stages.filter !== undefined, this.#scores);
     const all: Candidate[] = [];
     this.#scores.forEach((micros, engine) => {
@@ -269,6 +312,23 @@ export class Scheduler {
     this.#native.dispatchTo(engine, ...given);
     this.#tickets.set(request.id, this.#decision[1]!);
     return { engine, pressure: picked.candidate.pressureMs, reason: 'custom' };
+  }
+
+  /** A request as native code takes it, where a list of it does no harm. */
+  #given(request: DispatchRequest, atMs: number) {
+    const { promptTokens, cachedTokens, stage = 'prefill', streams = true, sessionKey } = request;
+    const { prefixHashes } = request;
+    return [
+      promptTokens,
+      typeof cachedTokens === 'number' ? cachedTokens : UNKNOWN,
+      STAGES.indexOf(stage),
+      streams,
+      atMs,
+      sessionKey,
+      prefixHashes === undefined ? undefined : toHashes('request.prefixHashes', prefixHashes),
+      // A copy: a stage may dispatch another request.
+      this.#cachedByEngine(cachedTokens)?.slice(),
+    ] as const;
   }
 
   #leastInTurn(scored: readonly { candidate: Candidate; score: number }[]): number {
@@ -310,8 +370,10 @@ export class Scheduler {
 }
 
 /** What a batch says in columns of numbers. */
-function isPlain({ sessionKey, prefixHashes, stage = 'prefill' }: DispatchRequest): boolean {
-  return sessionKey === undefined && prefixHashes === undefined && stage === 'prefill';
+function isPlain(request: DispatchRequest): boolean {
+  const { cachedTokens, sessionKey, prefixHashes, stage = 'prefill', excluding } = request;
+  if (sessionKey !== undefined || prefixHashes !== undefined || stage !== 'prefill') return false;
+  return excluding === undefined && (cachedTokens === undefined || typeof cachedTokens === 'number');
 }
 
 function noEngine({ stage = 'prefill' }: DispatchRequest): GimbalError {

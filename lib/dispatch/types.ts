@@ -49,8 +49,11 @@ export interface EngineSample {
 export interface DispatchRequest {
   id: string | number;
   promptTokens: number;
-  /** Of these, what the engine that gets it has cached. Not given: estimated by `prefixHashes`, else by `sessionKey`, else 0. */
-  cachedTokens?: number;
+  /**
+   * Of these, what the engine that gets it has cached, or what each engine has: [engines], e.g. of a KvEventFeed. Not given:
+   * estimated by `prefixHashes`, else by `sessionKey`, else 0.
+   */
+  cachedTokens?: number | ArrayLike<number>;
   /** Requests of one session go on where the last one left off. */
   sessionKey?: string;
   /** A hash for each block of the prompt that covers the block and all before it; blocks are equal parts of the prompt. */
@@ -61,6 +64,8 @@ export interface DispatchRequest {
   stage?: 'prefill' | 'decode';
   /** `false`: nobody will tell its first token. Default `true`. */
   streams?: boolean;
+  /** Engines that shall not take it, e.g. since they have failed it before. */
+  excluding?: readonly number[];
 }
 
 export type DispatchReason =
@@ -138,7 +143,7 @@ export interface SchedulerOptions {
   weights?: PressureWeights;
   /** Default 3,000. */
   staleAfterMs?: number;
-  /** How many schedulers send to these engines, this one included, without a ledger in common. Default 1. */
+  /** How many schedulers send to these engines, this one included. Default 1. */
   gateways?: number;
   /** Of ties and draws. Gateways of one fleet should have different ones. Default 0. */
   seed?: number | bigint;

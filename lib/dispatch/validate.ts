@@ -4,6 +4,7 @@ import {
   aboveZero,
   atLeastZero,
   boolean,
+  checkFunction,
   checkKeys,
   checkSeed,
   count,
@@ -40,7 +41,7 @@ export const STAGES = ['prefill', 'decode'] as const;
 export const QUEUE_POLICIES = ['gimbal', 'fcfs', 'spf', 'hrrn'] as const;
 
 /** kMostTokens in native/spec/pressure.h. */
-const MOST_TOKENS = 2 ** 28;
+export const MOST_TOKENS = 2 ** 28;
 const MOST_REQUESTS = 2 ** 24;
 /** Limits that keep sums of terms exact: a weight, and the time scale of a term. */
 const MOST_WEIGHT = 256;
@@ -180,7 +181,7 @@ export function checkSample(field: string, sample: EngineSample, engines: number
   if (moePressure !== undefined) atLeastZero(`${field}.moePressure`, moePressure);
 }
 
-export function checkRequest(field: string, request: DispatchRequest): void {
+export function checkRequest(field: string, request: DispatchRequest, engines: number): void {
   checkKeys(field, request, [
     'id',
     'promptTokens',
@@ -190,11 +191,14 @@ export function checkRequest(field: string, request: DispatchRequest): void {
     'priority',
     'stage',
     'streams',
+    'excluding',
   ]);
   checkId(`${field}.id`, request.id);
   checkTokens(`${field}.promptTokens`, request.promptTokens);
-  const { cachedTokens, sessionKey, prefixHashes, priority, stage, streams } = request;
-  if (cachedTokens !== undefined) within(`${field}.cachedTokens`, cachedTokens, 0, request.promptTokens);
+  const { cachedTokens, sessionKey, prefixHashes, priority, stage, streams, excluding } = request;
+  if (cachedTokens !== undefined) {
+    checkCached(`${field}.cachedTokens`, cachedTokens, request.promptTokens, engines);
+  }
   if (sessionKey !== undefined && typeof sessionKey !== 'string') {
     throw invalid(`${field}.sessionKey`, 'a string', describe(sessionKey));
   }
@@ -206,6 +210,33 @@ export function checkRequest(field: string, request: DispatchRequest): void {
   }
   if (stage !== undefined) oneOf(`${field}.stage`, stage, STAGES);
   if (streams !== undefined) boolean(`${field}.streams`, streams);
+  if (excluding === undefined) return;
+  if (!Array.isArray(excluding)) throw invalid(`${field}.excluding`, 'an array', describe(excluding));
+  for (const [n, engine] of excluding.entries()) ordinal(`${field}.excluding[${n}]`, engine);
+}
+
+function checkCached(
+  field: string,
+  cached: number | ArrayLike<number>,
+  promptTokens: number,
+  engines: number,
+): void {
+  if (typeof cached === 'number') {
+    within(field, cached, 0, promptTokens);
+    return;
+  }
+  if (!(Array.isArray(cached) || types.isTypedArray(cached))) {
+    throw invalid(field, 'a number, or an array of one for each engine', describe(cached));
+  }
+  if (cached.length !== engines)
+    throw invalid(field, `${engines} numbers, one for each engine`, describe(cached));
+  for (let engine = 0; engine < engines; engine += 1) {
+    const tokens = cached[engine];
+    // The name of the field is made where it is needed: this runs for every engine of every request.
+    if (!(typeof tokens === 'number' && tokens >= 0 && tokens <= promptTokens)) {
+      within(`${field}[${engine}]`, tokens, 0, promptTokens);
+    }
+  }
 }
 
 /** Hashes as native code reads them. */
@@ -259,10 +290,5 @@ function within(field: string, value: unknown, least: number, most: number): num
   if (typeof value !== 'number' || !(value >= least && value <= most)) {
     throw invalid(field, `a number of ${least} to ${most}`, describe(value));
   }
-  return value;
-}
-
-function checkFunction<T>(field: string, value: T): T {
-  if (typeof value !== 'function') throw invalid(field, 'a function', describe(value));
   return value;
 }

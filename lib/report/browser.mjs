@@ -6,8 +6,16 @@
 import { BarChart, HeatmapChart, LineChart } from 'echarts/charts';
 import { GridComponent, MarkLineComponent, TooltipComponent, VisualMapComponent } from 'echarts/components';
 import * as echarts from 'echarts/core';
-import { SVGRenderer } from 'echarts/renderers';
-import { formatCount, formatRatio, formatShare, formatTick, formatTime, timeUnit } from './format.ts';
+import { base, draw, followTheme, valueAxis } from './charts.browser.ts';
+import {
+  formatCount,
+  formatRatio,
+  formatShare,
+  formatTick,
+  formatTime,
+  shortCount,
+  timeUnit,
+} from './format.ts';
 
 echarts.use([
   BarChart,
@@ -15,47 +23,12 @@ echarts.use([
   HeatmapChart,
   LineChart,
   MarkLineComponent,
-  SVGRenderer,
   TooltipComponent,
   VisualMapComponent,
 ]);
 
 const data = JSON.parse(document.getElementById('report-data').textContent);
 const layerNames = data.layers.map(String);
-const charts = [];
-
-/** The colours are the style sheet's, so that charts follow the theme. */
-function palette() {
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(`--${name}`).trim();
-  return {
-    ink: colour('ink'),
-    muted: colour('muted'),
-    grid: colour('grid'),
-    surface: colour('surface'),
-    band: colour('band'),
-    before: colour('before'),
-    after: colour('after'),
-    bound: colour('bound'),
-    moves: colour('moves'),
-    heatLow: colour('heat-low'),
-    heatHigh: colour('heat-high'),
-  };
-}
-
-function base(colours) {
-  return {
-    animation: false,
-    // A canvas measures labels, and it does not know 'inherit'.
-    textStyle: { color: colours.muted, fontFamily: getComputedStyle(document.body).fontFamily, fontSize: 12 },
-    tooltip: {
-      confine: true,
-      backgroundColor: colours.surface,
-      borderColor: colours.grid,
-      textStyle: { color: colours.ink, fontSize: 12 },
-    },
-  };
-}
 
 function layerAxis(colours) {
   return {
@@ -67,15 +40,6 @@ function layerAxis(colours) {
     axisLabel: { color: colours.muted, hideOverlap: true },
     axisLine: { lineStyle: { color: colours.grid } },
     axisTick: { show: false },
-  };
-}
-
-function valueAxis(colours, format, options = {}) {
-  return {
-    type: 'value',
-    axisLabel: { color: colours.muted, formatter: format },
-    splitLine: { lineStyle: { color: colours.grid } },
-    ...options,
   };
 }
 
@@ -169,18 +133,6 @@ const layerCharts = {
     ),
 };
 
-/** A chart on an element, redrawn on demand; the element says when it is drawn, for tests and for print. */
-function draw(element, option) {
-  const chart = echarts.init(element, null, { renderer: 'svg' });
-  chart.on('finished', () => {
-    element.dataset.drawn = 'true';
-  });
-  const entry = { chart, element, refresh: () => chart.setOption(option(palette()), true) };
-  entry.refresh();
-  charts.push(entry);
-  return entry;
-}
-
 // The heat map: one layer's tokens by GPU and expert, and each GPU's sum beside it.
 
 const controls = {
@@ -259,7 +211,7 @@ function heatOption(colours) {
       itemWidth: 12,
       text: [`${formatCount(hottestCell)} tokens`, '0'],
       textStyle: { color: colours.muted },
-      inRange: { color: [colours.heatLow, colours.heatHigh] },
+      inRange: { color: [colours['heat-low'], colours['heat-high']] },
     },
     series: [
       {
@@ -341,14 +293,6 @@ function gpuLabel(gpu) {
     : `GPU ${gpu} (node ${Math.floor(gpu / data.gpusPerNode)})`;
 }
 
-function shortCount(value) {
-  return value >= 1e6
-    ? `${formatTick(value / 1e6)} M`
-    : value >= 1e4
-      ? `${formatTick(value / 1e3)} k`
-      : formatCount(value);
-}
-
 function heatHeight() {
   const gpus = Math.max(data.before.placement.gpus, data.after.placement.gpus);
   return 92 + gpus * Math.min(24, Math.max(6, 640 / gpus));
@@ -386,21 +330,4 @@ document
   .getElementById('heat-next')
   .addEventListener('click', () => selectLayer(Number(controls.layer.value) + 1));
 
-const refreshAll = () => {
-  for (const entry of charts) entry.refresh();
-};
-const dark = matchMedia('(prefers-color-scheme: dark)');
-dark.addEventListener('change', refreshAll);
-document.getElementById('theme').addEventListener('click', () => {
-  const shown = document.documentElement.dataset.theme ?? (dark.matches ? 'dark' : 'light');
-  document.documentElement.dataset.theme = shown === 'dark' ? 'light' : 'dark';
-  refreshAll();
-});
-
-let resizing = 0;
-addEventListener('resize', () => {
-  cancelAnimationFrame(resizing);
-  resizing = requestAnimationFrame(() => {
-    for (const { chart } of charts) chart.resize();
-  });
-});
+followTheme(document.getElementById('theme'));

@@ -1,6 +1,6 @@
 /**
  * Numbers as people read them. The terminal, the HTML report and the demo share these, so that one figure reads the same
- * everywhere; the browser half of the report imports this file too, so nothing here may need Node.
+ * everywhere; the browser halves of the pages import this file too, so nothing here may need Node.
  */
 
 const TIME_UNITS: readonly [number, string][] = [
@@ -29,6 +29,12 @@ export function formatTick(value: number): string {
 
 export function formatCount(value: number): string {
   return withMinus(value.toLocaleString('en-US', { maximumFractionDigits: 0 }));
+}
+
+/** A count where room is short: 1,234,567 → "1.23 M". */
+export function shortCount(value: number): string {
+  if (value >= 1e6) return `${formatTick(value / 1e6)} M`;
+  return value >= 1e4 ? `${formatTick(value / 1e3)} k` : formatCount(value);
 }
 
 /** Nanoseconds in the largest unit that leaves a figure of at least 1. */

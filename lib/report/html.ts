@@ -3,10 +3,7 @@
  * script; the charts are drawn by the bundled script from JSON in the page. A content policy forbids the page every request
  * and every script but that one, and all text from outside passes through `escapeHtml` or `escapeJson`.
  */
-import { createHash } from 'node:crypto';
-import { existsSync, readFileSync } from 'node:fs';
-import path from 'node:path';
-import { GimbalError } from '../errors.js';
+import { bundledScript, inlineSource } from './bundle.js';
 import { liveSlots, objectiveOf, type ReportInput } from './data.js';
 import type { PlacementFigures } from './figures.js';
 import {
@@ -46,9 +43,8 @@ export function escapeJson(value: unknown): string {
 }
 
 export function renderReport(input: ReportInput): string {
-  const script = chartScript();
-  const hash = createHash('sha256').update(script, 'utf8').digest('base64');
-  const policy = `default-src 'none'; script-src 'sha256-${hash}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'`;
+  const script = bundledScript('report/echarts.bundle.js');
+  const policy = `default-src 'none'; script-src ${inlineSource(script)}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'`;
   return `<!doctype html>
 <html lang="en">
 <head>
@@ -74,24 +70,6 @@ ${detailsHtml(input)}
 </body>
 </html>
 `;
-}
-
-/** The bundled script lies beside this file once built; from the sources it is the built one too. */
-function chartScript(): string {
-  const name = 'echarts.bundle.js';
-  const places = [path.join(__dirname, name), path.join(__dirname, '..', '..', 'dist', 'report', name)];
-  const place = places.find((candidate) => existsSync(candidate));
-  if (place === undefined) {
-    throw new GimbalError(
-      'GIMBAL_INTERNAL',
-      `the report's chart script ${places[0]} is missing; \`npm run build:ts\` makes it`,
-    );
-  }
-  const script = readFileSync(place, 'utf8');
-  if (/<\/script/i.test(script)) {
-    throw new GimbalError('GIMBAL_INTERNAL', `the report's chart script ${place} would end its own element`);
-  }
-  return script;
 }
 
 function headerHtml(input: ReportInput): string {

@@ -1,13 +1,13 @@
-/** The style sheet of the HTML report. Colours are variables, which the charts read too; dark follows the system or the button. */
+/** The style sheet of the HTML report, and the base of the dashboard's. Colours are variables, which the charts read too; dark follows the system or the button. */
 
 const LIGHT = `
   color-scheme: light; --page: #f6f7f8; --surface: #ffffff; --ink: #1b1e23; --muted: #5d646d; --grid: #e3e5e8;
-  --band: rgba(27, 30, 35, 0.045); --before: #8b929b; --after: #2563c9; --bound: #0b7a53; --moves: #b8620b;
+  --band: rgba(27, 30, 35, 0.045); --before: #8b929b; --after: #2563c9; --bound: #0b7a53; --moves: #b8620b; --fourth: #7a3fc4;
   --better: #0b7a53; --worse: #b3261e; --heat-low: #dbe8fb; --heat-high: #0d3478;`;
 
 const DARK = `
   color-scheme: dark; --page: #121418; --surface: #1b1e24; --ink: #e9ebee; --muted: #a0a7b0; --grid: #33383f;
-  --band: rgba(233, 235, 238, 0.05); --before: #7d858f; --after: #74aaff; --bound: #4fc38d; --moves: #f0a660;
+  --band: rgba(233, 235, 238, 0.05); --before: #7d858f; --after: #74aaff; --bound: #4fc38d; --moves: #f0a660; --fourth: #c3a1ff;
   --better: #4fc38d; --worse: #ff8a80; --heat-low: #2c456b; --heat-high: #b4d4ff;`;
 
 export const STYLE = `

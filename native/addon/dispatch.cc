@@ -143,6 +143,7 @@ DispatchRequest NativeScheduler::request(const Napi::CallbackInfo& info, size_t 
     request.prefix = prefix.Data();
     request.prefix_count = static_cast<int64_t>(prefix.ElementLength());
   }
+  if (info[first + 7].IsTypedArray()) request.cached_by_engine = info[first + 7].As<Napi::Uint32Array>().Data();
   return request;
 }
 
@@ -170,8 +171,8 @@ void NativeScheduler::dispatch_batch(const Napi::CallbackInfo& info) {
 }
 
 void NativeScheduler::scores(const Napi::CallbackInfo& info) {
-  const bool all = info[7].As<Napi::Boolean>().Value();
-  Napi::Float64Array into = info[8].As<Napi::Float64Array>();
+  const bool all = info[8].As<Napi::Boolean>().Value();
+  Napi::Float64Array into = info[9].As<Napi::Float64Array>();
   std::fill_n(into.Data(), into.ElementLength(), std::numeric_limits<double>::quiet_NaN());
   scheduler_.scores(request(info, 0), micros(info, 4), all,
                     [&](int32_t engine, int64_t score) { into[static_cast<size_t>(engine)] = static_cast<double>(score); });

@@ -1,5 +1,5 @@
 // What JS holds of the dispatch side: a scheduler and a queue. Both are synchronous and serve the thread that made them; the
-// arguments are what lib/dispatch-validate.ts lets through.
+// arguments are what lib/dispatch/validate.ts lets through.
 #pragma once
 
 #include <napi.h>
@@ -25,7 +25,8 @@ class NativeScheduler : public Napi::ObjectWrap<NativeScheduler> {
   void restarted(const Napi::CallbackInfo& info);
   // observe(engine, timeMs, kvUsage, running, waiting, waitingPrefillTokens, preemptions, moePressure, nowMs); -1: not known.
   void observe(const Napi::CallbackInfo& info);
-  // dispatch(promptTokens, cachedTokens, stage, streams, nowMs, session?, prefix?) and dispatchTo(engine, …the same).
+  // dispatch(promptTokens, cachedTokens, stage, streams, nowMs, session?, prefix?, cachedByEngine?) and
+  // dispatchTo(engine, …the same). `cachedByEngine` is a Uint32Array [engines], which counts before cachedTokens.
   void dispatch(const Napi::CallbackInfo& info);
   void dispatch_to(const Napi::CallbackInfo& info);
   // dispatchBatch(promptTokens, cachedTokens, streams, decisions, nowMs): arrays [requests]; fills decisions [requests][4].

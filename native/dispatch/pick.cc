@@ -51,11 +51,18 @@ Scheduler::Class Scheduler::filter(const DispatchRequest& request, int64_t now_u
   return best;
 }
 
-// Tokens that no cache saves. Where the caller does not say, a prefix that was sent there before, or else the session's last
+// Tokens that no cache saves. Where the caller does not say, for all engines or for each, a prefix that was sent there before, or else the session's last
 // prompt, is taken to be cached; one token is always computed.
 void Scheduler::estimate(const DispatchRequest& r) {
   const int64_t all = r.stage == Stage::kDecode ? 0 : r.prompt_tokens;
-  differs_ = false;
+  differs_ = r.cached_by_engine != nullptr;
+  if (differs_) {
+    for (int32_t i : candidates_) {
+      const int64_t cached = r.cached_by_engine[static_cast<size_t>(i)];
+      uncached_[static_cast<size_t>(i)] = std::max(std::min<int64_t>(all, 1), all - cached);
+    }
+    return;
+  }
   uncached_everywhere_ = r.cached_tokens >= 0 ? std::max<int64_t>(std::min<int64_t>(all, 1), all - r.cached_tokens) : all;
   if (r.cached_tokens >= 0 || all == 0) return;
   if (r.prefix_count > 0) {
@@ -259,7 +266,7 @@ int32_t Scheduler::pick_llm_d(const DispatchRequest& request, int64_t now_us, in
   const auto rank = [](int64_t value, int64_t least, int64_t most) {
     return most == least ? kWholeShare : kWholeShare * (most - value) / (most - least);
   };
-  const bool has_prefix = request.prefix_count > 0 || request.session != 0;
+  const bool has_prefix = request.prefix_count > 0 || request.session != 0 || request.cached_by_engine != nullptr;
   return pick_least(score, [&](int32_t i) {
     const int64_t queue = stale(i) ? 0 : rank(details(i).waiting, least_queue, most_queue);
     const int64_t kv = stale(i) ? 0 : kWholeShare - details(i).kv;

@@ -310,11 +310,20 @@ Decision Scheduler::dispatch_to(int32_t i, const DispatchRequest& request, int64
   Decision decision;
   candidates_.assign(1, i);
   estimate(request);
+  if (now_us < engine(i).sampled_us) claim_foreign(i);
   decision.engine = i;
   decision.score = pressure_us(i, now_us);
   commit(request, now_us, &decision);
   ++decisions_;
   return decision;
+}
+
+// A request that is told late: what a sample has shown of it passed for foreign work until now.
+void Scheduler::claim_foreign(int32_t i) {
+  Engine& e = engine(i);
+  const int64_t shown_us = std::min(details(i).foreign_us, spec::prefill_micros(uncached_on(i), e.per_token));
+  details(i).foreign_us -= shown_us;
+  e.ready_at_us -= shown_us;
 }
 
 int64_t Scheduler::pressure_us(int32_t i, int64_t now_us) const {

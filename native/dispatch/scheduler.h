@@ -70,6 +70,7 @@ struct DispatchRequest {
   static constexpr int64_t kUnknown = -1;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = kUnknown;  // on whatever engine; unknown: by prefix, session, or none
+  const uint32_t* cached_by_engine = nullptr;  // [engines] the same where engines differ; counts before cached_tokens
   uint64_t session = 0;              // 0: none
   const uint64_t* prefix = nullptr;  // hashes of the prompt's blocks, each with all before it; equal parts of the prompt
   int64_t prefix_count = 0;
@@ -105,7 +106,7 @@ class Scheduler {
   // A sample older than the last one of its engine is left out; one from the future of `now_us` counts as of now.
   void observe(const EngineSample& sample, int64_t now_us);
   Decision dispatch(const DispatchRequest& request, int64_t now_us);
-  // The same where somebody else has picked: its ledger must know.
+  // The same where somebody else has picked, perhaps some time ago: its ledger must know.
   Decision dispatch_to(int32_t engine, const DispatchRequest& request, int64_t now_us);
   // visit(engine, pressure in us) for every engine that the filter lets through, the request's own prefill included; with `all`,
   // for every one that may take the request.
@@ -227,6 +228,7 @@ class Scheduler {
 
   int64_t known_us(const Engine& engine, int64_t now_us) const;
   int64_t backlog_us(const Engine& engine, int64_t now_us) const;
+  void claim_foreign(int32_t engine);
   int64_t pressure_us(int32_t engine, int64_t now_us) const;
   // Of up to kMostMicros.
   int64_t others_share(int64_t us) const { return us * others_ >> spec::kShareBits; }

@@ -145,6 +145,19 @@ TEST_CASE("scheduler: foreign work that waits no more has been begun, and is not
   CHECK(s.report(0, 2 * kSecond).terms.backlog_us == 0);
 }
 
+TEST_CASE("scheduler: what another gateway tells late is not foreign any more") {
+  Scheduler s(options());
+  s.add_engine(engine());
+  const int64_t t = kSecond;
+  s.observe(sample(0, t, 0, 2, 700), t);  // of which 500 are told of below
+  s.dispatch_to(0, prompt(500), t - 5 * kMs);
+  CHECK(s.report(0, t).terms.backlog_us == 700 * kMs);
+  CHECK(s.report(0, t).terms.queue_us == 2 * 2 * kMs);
+  s.dispatch_to(0, prompt(500), t + kMs);  // one that no sample can show stands beside them
+  CHECK(s.report(0, t + kMs).terms.backlog_us == 1199 * kMs);
+  CHECK(s.report(0, t + kMs).terms.queue_us == 3 * 2 * kMs);
+}
+
 TEST_CASE("scheduler: an engine works its backlog off at its rate, and one that is late keeps a part of it") {
   Scheduler s = scheduler_of(1);
   s.observe(sample(0, 0), 0);
@@ -509,6 +522,30 @@ TEST_CASE("scheduler: cached prefixes and sessions draw a request, but not into 
   CHECK(sticky.report(anew.engine, 600 * kMs).in_flight_us >= 350 * kMs);
 }
 
+TEST_CASE("scheduler: what each engine has cached draws a request there, is charged where it goes, and goes before the rest") {
+  Scheduler s = scheduler_of(3);
+  observe_all(&s, 0);
+  const uint32_t cached[] = {0, 300, 400};
+  DispatchRequest r = prompt(400);
+  r.cached_by_engine = cached;
+  r.cached_tokens = 100;
+  const Decision first = s.dispatch(r, 0);
+  CHECK(first.engine == 2);
+  CHECK(first.score == 1 * kMs);  // of a prompt that is cached whole, one token is computed
+  CHECK(s.report(2, 0).in_flight_us == 1 * kMs);
+  s.observe(sample(2, 0, 0, 1, 200), 0);
+  const Decision second = s.dispatch(r, 0);
+  CHECK(second.engine == 1);
+  CHECK(second.score == 100 * kMs);
+  CHECK(s.dispatch_to(0, r, 0).score == 400 * kMs);
+  s.scores(r, 0, true, [&](int32_t i, int64_t score) {
+    CHECK(score == s.report(i, 0).terms.total_us + std::max<int64_t>(1, 400 - cached[i]) * kMs);
+  });
+  r.stage = Stage::kDecode;
+  const int64_t empty_us = s.report(1, 0).terms.total_us;
+  CHECK(s.dispatch_to(1, r, 0).score == empty_us);  // there is nothing to prefill
+}
+
 TEST_CASE("scheduler: expert pressure makes a request's own prefill dearer, and is harmless where it is not known") {
   Scheduler s(options());
   for (int32_t i = 0; i < 2; ++i) s.add_engine(engine(i));
@@ -725,10 +762,18 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
         e.ready_us = std::max(least_us, std::min(e.ready_us, now_us + e.own_us() + e.foreign_us));
       } else if (what < 6) {
         const int64_t tokens = random.between(1, 3000);
-        const Decision d = s.dispatch(prompt(tokens), now_us);
+        DispatchRequest request = prompt(tokens);
+        std::vector<uint32_t> cached(static_cast<size_t>(count), 0);
+        if (random.below(2) == 0) {
+          for (uint32_t& one : cached) one = static_cast<uint32_t>(random.below(static_cast<int32_t>(tokens) + 1));
+          request.cached_by_engine = cached.data();
+        }
+        const Decision d = s.dispatch(request, now_us);
         REQUIRE(d.engine >= 0);
         ++decisions;
-        const int64_t own_us = tokens * kMs;
+        const auto own_us = [&](const PlainEngine& e) {
+          return std::max<int64_t>(1, tokens - cached[static_cast<size_t>(&e - plain.data())]) * kMs;
+        };
         // Which engines are looked at: those with fresh samples and cache to spare, or else the next best kind.
         const auto kind = [&](const PlainEngine& e) {
           return e.sampled_us < now_us - o.stale_after_us ? 2 : e.has_room(o.weights, tokens) ? 0 : 1;
@@ -736,14 +781,14 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
         int best_kind = 2;
         for (const PlainEngine& e : plain) best_kind = std::min(best_kind, kind(e));
         const auto longest_with = [&](const PlainEngine& e) {
-          int64_t longest = e.backlog_us(now_us, o.gateways) + own_us;
+          int64_t longest = e.backlog_us(now_us, o.gateways) + own_us(e);
           for (const PlainEngine& other : plain) {
             if (&other != &e && other.group == e.group) longest = std::max(longest, other.backlog_us(now_us, o.gateways));
           }
           return longest;
         };
         const auto total = [&](const PlainEngine& e) {
-          return e.backlog_us(now_us, o.gateways) + own_us + e.rest_us(o.weights, own_us);
+          return e.backlog_us(now_us, o.gateways) + own_us(e) + e.rest_us(o.weights, own_us(e));
         };
         // The pick is one that nothing beats: in its group by (longest, total), among groups by longest + rest.
         const PlainEngine& picked = plain[static_cast<size_t>(d.engine)];
@@ -753,7 +798,7 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
         for (const PlainEngine& e : plain) {
           if (kind(e) != best_kind || perturbed) continue;
           if (best_kind == 2) {
-            REQUIRE(picked.backlog_us(now_us, o.gateways) <= e.backlog_us(now_us, o.gateways));
+            REQUIRE(picked.backlog_us(now_us, o.gateways) + own_us(picked) <= e.backlog_us(now_us, o.gateways) + own_us(e));
           } else if (best_kind == 1) {
             REQUIRE(std::make_pair(picked.demand(), total(picked)) <= std::make_pair(e.demand(), total(e)));
           } else if (e.group == picked.group) {
@@ -762,7 +807,7 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
             REQUIRE_FALSE(beats);
           }
         }
-        const auto cost = [&](const PlainEngine& e) { return longest_with(e) + e.rest_us(o.weights, own_us); };
+        const auto cost = [&](const PlainEngine& e) { return longest_with(e) + e.rest_us(o.weights, own_us(e)); };
         for (int32_t g = 0; best_kind == 0 && !perturbed && g < groups; ++g) {
           const PlainEngine* champion = nullptr;
           for (const PlainEngine& e : plain) {
@@ -775,8 +820,8 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
           if (champion != nullptr) REQUIRE(cost(picked) <= cost(*champion));
         }
         PlainEngine& e = plain[static_cast<size_t>(d.engine)];
-        e.ready_us = std::max(e.ready_us, now_us) + own_us;
-        e.requests.push_back({d.ticket, own_us, now_us, e.ready_us});
+        e.ready_us = std::max(e.ready_us, now_us) + own_us(e);
+        e.requests.push_back({d.ticket, own_us(e), now_us, e.ready_us});
         engine_of[d.ticket] = d.engine;
         open.push_back(d.ticket);
       } else if (!open.empty()) {

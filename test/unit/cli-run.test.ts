@@ -47,7 +47,7 @@ async function gimbal(line: string, signal = new AbortController().signal): Prom
   const stdout = collector();
   const stderr = collector();
   const output = { stdout: stdout.stream, stderr: stderr.stream };
-  const code = await run(words, { output, signal });
+  const code = await run(words, { output, signal, onHangUp: () => undefined });
   return { code, stdout: stdout.text(), stderr: stderr.text() };
 }
 

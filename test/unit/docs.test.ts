@@ -259,7 +259,8 @@ describe('commands', () => {
   const program = () => {
     const sink = new Writable({ write: (_chunk, _encoding, done) => done() }) as NodeJS.WriteStream;
     const output = { stdout: sink, stderr: sink };
-    return buildProgram({ output, signal: new AbortController().signal, version: '0', command: [] });
+    const { signal } = new AbortController();
+    return buildProgram({ output, signal, onHangUp: () => undefined, version: '0', command: [] });
   };
 
   function gimbalOptions(): string[] {

@@ -1,6 +1,7 @@
 /** The scheduler as JavaScript meets it: names, ids, errors, stages, batches. The decisions themselves are native tests. */
 import * as fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import { POLICIES } from '../../lib/dispatch/validate.js';
 import {
   type DispatchRequest,
   type EngineSample,
@@ -24,6 +25,9 @@ function idle(engines: number, options: Partial<SchedulerOptions> = {}) {
 function sample(engine: number, more: Partial<EngineSample> = {}): EngineSample {
   return { engine, timeMs: 0, kvUsage: 0, running: 0, waiting: 0, waitingPrefillTokens: 0, ...more };
 }
+
+/** [engines] */
+const CACHED = [100, 0, 700, 300];
 
 const error = (code: string, field: string, received?: string) =>
   expect.objectContaining({ code, field, ...(received === undefined ? {} : { received }) });
@@ -134,11 +138,59 @@ describe('Scheduler', () => {
     });
   });
 
+  it('takes what each engine has cached, in any kind of array, in every way of asking', () => {
+    const cached = [0, 60, 100, 0];
+    for (const cachedTokens of [cached, Uint32Array.from(cached), Float64Array.from(cached)]) {
+      const request = { promptTokens: 100, cachedTokens, sessionKey: 'a', prefixHashes: [1, 2] };
+      const { scheduler } = idle(4);
+      // Of a prompt that is cached whole, one token is computed.
+      expect(scheduler.dispatch({ ...request, id: 1 })).toMatchObject({ engine: 2, pressure: 1 });
+      scheduler.observe([sample(2, { waitingPrefillTokens: 50, waiting: 1 })]);
+      expect(scheduler.dispatch({ ...request, id: 2 })).toMatchObject({ engine: 1, pressure: 40 });
+      const batch = idle(4).scheduler.dispatchBatch([
+        { id: 1, promptTokens: 100, cachedTokens },
+        { id: 2, promptTokens: 100, cachedTokens: [0, 0, 0, 90] },
+        { id: 3, promptTokens: 100, cachedTokens: 100 },
+      ]);
+      expect(batch.map(({ engine, pressure }) => [engine, pressure])).toEqual([
+        [2, 1],
+        [3, 10],
+        [expect.any(Number), 1],
+      ]);
+      const seen: number[] = [];
+      const staged = idle(4, {
+        stages: {
+          score: ({ engine, pressureMs }) => {
+            seen[engine] = pressureMs;
+            return pressureMs;
+          },
+        },
+      });
+      expect(staged.scheduler.dispatch({ ...request, id: 1 })).toMatchObject({ engine: 2, pressure: 1 });
+      expect(seen).toEqual([100, 40, 1, 100]);
+      expect(staged.scheduler.pressure()[2]!.inFlightPrefillMs).toBe(1);
+    }
+  });
+
+  it('does not keep what engines had cached for the next request', () => {
+    const { scheduler } = idle(2);
+    scheduler.dispatch({ id: 1, promptTokens: 100, cachedTokens: [0, 90] });
+    expect(scheduler.dispatch({ id: 2, promptTokens: 100 })).toMatchObject({ engine: 0, pressure: 100 });
+    const engine = scheduler.addEngine();
+    scheduler.observe([sample(engine)]);
+    const cachedTokens = [0, 0, 99];
+    expect(scheduler.dispatch({ id: 3, promptTokens: 100, cachedTokens })).toMatchObject({
+      engine,
+      pressure: 1,
+    });
+  });
+
   it('gives a batch what one call after the other gives', () => {
     const request = fc.record(
       {
         promptTokens: fc.integer({ min: 0, max: 5000 }),
         streams: fc.boolean(),
+        cachedTokens: fc.oneof(fc.constant(0), fc.constant([0, 0, 0, 0]), fc.constant(CACHED)),
         sessionKey: fc.constantFrom('a', 'b'),
         prefixHashes: fc.array(fc.integer({ min: 0, max: 5 }), { maxLength: 4 }),
         stage: fc.constantFrom('prefill' as const, 'decode' as const),
@@ -154,7 +206,10 @@ describe('Scheduler', () => {
     ) as fc.Arbitrary<'gimbal'>;
     fc.assert(
       fc.property(fc.array(request, { maxLength: 30 }), policies, (shapes, policy) => {
-        const requests = shapes.map((shape, id) => ({ ...shape, id }));
+        const requests = shapes.map((shape, id) => {
+          const promptTokens = shape.promptTokens + Math.max(...CACHED);
+          return { ...shape, promptTokens, id };
+        });
         const [one, other] = [idle(4, { policy }), idle(4, { policy })];
         const singly = requests.map((r) => one.scheduler.dispatch(r));
         expect(other.scheduler.dispatchBatch(requests)).toEqual(singly);
@@ -179,6 +234,32 @@ describe('Scheduler', () => {
     expect(scheduler.dispatchBatch([])).toEqual([]);
   });
 
+  it('sends nothing to engines that a request excludes, under any policy, and only for that request', () => {
+    for (const policy of POLICIES) {
+      const scheduler = new Scheduler({ engines: 3, policy });
+      scheduler.setState(2, 'draining');
+      for (let n = 0; n < 6; n += 1) {
+        expect(scheduler.dispatch({ id: `a${n}`, promptTokens: 10, excluding: [n % 2, 2, 77] }).engine).toBe(
+          1 - (n % 2),
+        );
+      }
+      expect(() => scheduler.dispatch({ id: 'none', promptTokens: 1, excluding: [0, 1] })).toThrow(
+        expect.objectContaining({ code: 'GIMBAL_NO_ENGINE' }),
+      );
+      const [first, second] = scheduler.dispatchBatch([
+        { id: 'b', promptTokens: 1, excluding: [0] },
+        { id: 'c', promptTokens: 1, excluding: [1] },
+      ]);
+      expect([first!.engine, second!.engine]).toEqual([1, 0]);
+      expect(scheduler.pressure().map(({ state }) => state)).toEqual(['active', 'active', 'draining']);
+      const free = Array.from(
+        { length: 8 },
+        (_, n) => scheduler.dispatch({ id: n, promptTokens: 50 }).engine,
+      );
+      expect(new Set(free)).toEqual(new Set([0, 1]));
+    }
+  });
+
   it('is the same for the same seed, and has its own turns for another', () => {
     const turns = (seed: number) => {
       const { scheduler } = idle(16, { gateways: 3, seed });
@@ -201,6 +282,99 @@ describe('Scheduler', () => {
       expect(scheduler.pressure().every(({ inFlight }) => inFlight === 0)).toBe(true);
     },
   );
+});
+
+describe('what another gateway has sent', () => {
+  const step = fc.oneof(
+    {
+      weight: 4,
+      arbitrary: fc.record({
+        kind: fc.constant('dispatch' as const),
+        gateway: fc.nat(1),
+        promptTokens: fc.integer({ min: 0, max: 5000 }),
+        streams: fc.boolean(),
+        sessionKey: fc.constantFrom('a', 'b', undefined),
+        prefixHashes: fc.option(fc.array(fc.nat(5), { minLength: 1, maxLength: 4 }), { nil: undefined }),
+      }),
+    },
+    fc.record({ kind: fc.constantFrom('firstToken', 'finished', 'failed'), nth: fc.nat(5) }),
+    fc.record({ kind: fc.constant('wait' as const), ms: fc.nat(2000) }),
+    fc.record({
+      kind: fc.constant('sample' as const),
+      engine: fc.nat(2),
+      waiting: fc.nat(3),
+      waitingPrefillTokens: fc.nat(8000),
+    }),
+  );
+
+  it.each(['gimbal', 'vllm', 'least-load', 'dynamo', 'power-of-two'] as const)(
+    'makes two schedulers that tell each other all pick as one does that gets all, under %s',
+    (policy) => {
+      fc.assert(
+        fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
+          const all = [idle(3, { policy }), idle(3, { policy }), idle(3, { policy })] as const;
+          const one = all[2].scheduler;
+          const live: number[] = [];
+          steps.forEach((of, id) => {
+            if (of.kind === 'dispatch') {
+              const { kind: _, gateway, sessionKey, prefixHashes, ...rest } = of;
+              const named = sessionKey === undefined ? rest : { ...rest, sessionKey };
+              const request = { id, ...(prefixHashes === undefined ? named : { ...named, prefixHashes }) };
+              const picked = all[gateway]!.scheduler.dispatch(request);
+              all[1 - gateway]!.scheduler.dispatched(picked.engine, request);
+              expect(picked).toEqual(one.dispatch(request));
+              live.push(id);
+            } else if (of.kind === 'wait') {
+              for (const { clock } of all) clock.nowMs += of.ms;
+            } else if (of.kind === 'sample') {
+              const { kind: _, ...more } = of;
+              for (const { clock, scheduler } of all)
+                scheduler.observe([sample(of.engine, { timeMs: clock.nowMs, ...more })]);
+            } else if (of.nth < live.length) {
+              const told = live[of.nth]!;
+              for (const { scheduler } of all) scheduler[of.kind as 'finished'](told);
+              if (of.kind !== 'firstToken') live.splice(of.nth, 1);
+            }
+          });
+          for (const { scheduler } of all) {
+            expect(scheduler.pressure()).toEqual(one.pressure());
+            expect(scheduler.inFlight).toBe(live.length);
+          }
+        }),
+        { numRuns: 60 },
+      );
+    },
+  );
+
+  it('began when it was sent, not when it was told', () => {
+    const { clock, scheduler } = idle(2);
+    clock.nowMs = 1000;
+    scheduler.dispatched(1, { id: 'theirs', promptTokens: 500 }, 300);
+    expect(scheduler.pressureOf(1)).toMatchObject({ backlogMs: 200, inFlightPrefillMs: 500, inFlight: 1 });
+    expect(scheduler.pressureOf(0)).toMatchObject({ backlogMs: 0, inFlight: 0 });
+    expect(scheduler.finished('theirs')).toBe(true);
+    expect(scheduler.inFlight).toBe(0);
+  });
+
+  it('is in a sample that was taken after it was sent, and stands beside one that was taken before', () => {
+    for (const [ageMs, queueMs, backlogMs] of [
+      [5, 2, 497],
+      [1, 4, 997],
+    ] as const) {
+      const { clock, scheduler } = idle(1);
+      clock.nowMs = 100;
+      scheduler.observe([sample(0, { timeMs: 97, waiting: 1, waitingPrefillTokens: 500 })]);
+      scheduler.dispatched(0, { id: 1, promptTokens: 500 }, ageMs);
+      expect(scheduler.pressureOf(0)).toMatchObject({ queueMs, backlogMs });
+    }
+  });
+
+  it('goes where it was sent: engines that get nothing new, and ones that stages of the caller leave out', () => {
+    const { scheduler } = idle(2, { stages: { filter: () => [] } });
+    scheduler.setState(1, 'draining');
+    scheduler.dispatched(1, { id: 1, promptTokens: 100, streams: false });
+    expect(scheduler.pressureOf(1)).toMatchObject({ inFlightPrefillMs: 100, state: 'draining' });
+  });
 });
 
 describe('stages of the caller', () => {
@@ -241,6 +415,23 @@ describe('stages of the caller', () => {
     });
     all.scheduler.observe([sample(0, { kvUsage: 0.99 })]);
     expect(all.scheduler.dispatch({ id: 1, promptTokens: 10 }).engine).toBe(0);
+  });
+
+  it('may dispatch another request meanwhile', () => {
+    const { scheduler } = idle(2, {
+      stages: {
+        score: ({ pressureMs, engine }, { id }) => {
+          if (id === 'outer' && engine === 0) {
+            scheduler.dispatch({ id: 'inner', promptTokens: 100, cachedTokens: [100, 0] });
+          }
+          return pressureMs;
+        },
+      },
+    });
+    const { engine } = scheduler.dispatch({ id: 'outer', promptTokens: 100, cachedTokens: [0, 60] });
+    scheduler.finished('inner');
+    expect(engine).toBe(1);
+    expect(scheduler.pressure()[1]!.inFlightPrefillMs).toBe(40);
   });
 
   it('must pick one of the candidates, and may leave none', () => {
@@ -294,12 +485,22 @@ describe('what is wrong is named', () => {
     ['a prompt of Infinity', { id: 1, promptTokens: Number.POSITIVE_INFINITY }, 'request.promptTokens'],
     ['a prompt beyond all models', { id: 1, promptTokens: 2 ** 29 }, 'request.promptTokens'],
     ['more cached than there is', { id: 1, promptTokens: 5, cachedTokens: 6 }, 'request.cachedTokens'],
+    [
+      'cached tokens of too few engines',
+      { id: 1, promptTokens: 5, cachedTokens: [0] },
+      'request.cachedTokens',
+    ],
+    ['too many of one', { id: 1, promptTokens: 5, cachedTokens: [0, 6] }, 'request.cachedTokens[1]'],
+    ['none of one', { id: 1, promptTokens: 5, cachedTokens: [Number.NaN, 0] }, 'request.cachedTokens[0]'],
+    ['cached tokens as a text', { id: 1, promptTokens: 5, cachedTokens: '00' }, 'request.cachedTokens'],
     ['a hash', { id: 1, promptTokens: 5, prefixHashes: [1, -2] }, 'request.prefixHashes[1]'],
     ['hashes', { id: 1, promptTokens: 5, prefixHashes: 'abc' }, 'request.prefixHashes'],
     ['a session', { id: 1, promptTokens: 5, sessionKey: 5 }, 'request.sessionKey'],
     ['a stage', { id: 1, promptTokens: 5, stage: 'both' }, 'request.stage'],
     ['a flag', { id: 1, promptTokens: 5, streams: 1 }, 'request.streams'],
     ['a priority', { id: 1, promptTokens: 5, priority: Number.NaN }, 'request.priority'],
+    ['an engine', { id: 1, promptTokens: 5, excluding: [0, -1] }, 'request.excluding[1]'],
+    ['engines', { id: 1, promptTokens: 5, excluding: 1 }, 'request.excluding'],
     ['a key', { id: 1, promptTokens: 5, tokens: 5 }, 'request.tokens'],
     ['nothing at all', undefined, 'request'],
   ])('in a request: %s', (_, request, field) => {
@@ -333,6 +534,20 @@ describe('what is wrong is named', () => {
     expect(() => scheduler.setState(5, 'active')).toThrow(error('GIMBAL_INVALID_INPUT', 'engine'));
     expect(() => scheduler.setState(0, 'dead' as Wrong)).toThrow(error('GIMBAL_INVALID_INPUT', 'state'));
     expect(() => scheduler.restarted(-1)).toThrow(error('GIMBAL_INVALID_INPUT', 'engine'));
+    const request: DispatchRequest = { id: 1, promptTokens: 5 };
+    for (const engine of [1, -1, 0.5]) {
+      expect(() => scheduler.dispatched(engine, request)).toThrow(error('GIMBAL_INVALID_INPUT', 'engine'));
+    }
+    for (const ageMs of [-1, Number.NaN, 1e300]) {
+      expect(() => scheduler.dispatched(0, request, ageMs)).toThrow(error('GIMBAL_INVALID_INPUT', 'ageMs'));
+    }
+    expect(() => scheduler.dispatched(0, { ...request, promptTokens: -1 })).toThrow(
+      error('GIMBAL_INVALID_INPUT', 'request.promptTokens'),
+    );
+    scheduler.dispatched(0, request);
+    expect(() => scheduler.dispatched(0, request)).toThrow(error('GIMBAL_INVALID_INPUT', 'request.id', '1'));
+    expect(() => scheduler.dispatch(request)).toThrow(error('GIMBAL_INVALID_INPUT', 'request.id', '1'));
+    expect(scheduler.inFlight).toBe(1);
     expect(() => scheduler.progress(1, -1)).toThrow(error('GIMBAL_INVALID_INPUT', 'prefilledTokens'));
     expect(() => scheduler.addEngine({ kvTokens: 0 })).toThrow(
       error('GIMBAL_INVALID_INPUT', 'engine.kvTokens'),

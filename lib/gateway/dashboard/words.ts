@@ -1,0 +1,218 @@
+/** A snapshot in words: the head line, the tiles, the cells of the tables, and what has changed. Without a browser. */
+import {
+  formatCount,
+  formatNumber,
+  formatShare,
+  formatTime,
+  plural,
+  shortCount,
+} from '../../report/format.js';
+import type { EngineSnapshot, GatewaySnapshot, Quantiles, ServerSnapshot } from '../types.js';
+
+/** What stands where a figure is not known yet. */
+export const UNKNOWN = '–';
+/** Longer lists of changes are summed up. */
+const CHANGES_TOLD = 3;
+/** Of the queue's places, from which on its tile warns. */
+const QUEUE_NEARLY_FULL = 0.9;
+
+/** Rates from here on are shown without a fraction. */
+const WHOLE_FROM = 100;
+const DURATIONS: readonly [string, number][] = [
+  ['d', 86_400_000],
+  ['h', 3_600_000],
+  ['min', 60_000],
+  ['s', 1000],
+];
+
+export interface Words {
+  /** Missing: not known yet. */
+  text?: string;
+  /** Something is wrong, or soon will be. */
+  alert?: boolean;
+}
+
+export interface Tile extends Words {
+  label: string;
+  detail: string;
+}
+
+export interface Column<Row> {
+  head: string;
+  /** Words, not figures. */
+  isText?: boolean;
+  cell(row: Row): Words;
+}
+
+/** The two largest units: "3 h 12 min". */
+export function formatDuration(ms: number): string {
+  const largest = DURATIONS.findIndex(([, unitMs]) => ms >= unitMs);
+  if (largest < 0) return '0 s';
+  let restMs = ms;
+  const parts: string[] = [];
+  for (const [unit, unitMs] of DURATIONS.slice(largest, largest + 2)) {
+    const count = Math.floor(restMs / unitMs);
+    restMs -= count * unitMs;
+    if (count > 0) parts.push(`${count} ${unit}`);
+  }
+  return parts.join(' ');
+}
+
+export function formatMs(ms: number): string {
+  return formatTime(ms * 1e6);
+}
+
+function known(value: number | undefined, format: (value: number) => string): Words {
+  return value === undefined ? {} : { text: format(value) };
+}
+
+export function headLine(snapshot: GatewaySnapshot): string {
+  const configAgeMs = snapshot.timeMs - snapshot.config.loadedMs;
+  return [
+    `gimbal-moe ${snapshot.version}`,
+    `policy ${snapshot.policy}`,
+    `up ${formatDuration(snapshot.upMs)}`,
+    `configuration read ${formatDuration(configAgeMs)} ago`,
+  ].join(' · ');
+}
+
+/** What whoever looks at the page should know before all figures. */
+export function notices({ draining, config }: GatewaySnapshot): string[] {
+  return [
+    ...(draining ? ['The gateway is draining: it takes no new requests.'] : []),
+    ...(config.error === undefined
+      ? []
+      : [`The configuration was changed and cannot be used; the one before is in force. ${config.error}`]),
+  ];
+}
+
+export function tiles(snapshot: GatewaySnapshot): Tile[] {
+  const { queue, totals, engines } = snapshot;
+  const inFlight = engines.reduce((sum, engine) => sum + engine.inFlight, 0);
+  const active = engines.filter((engine) => engine.state === 'active').length;
+  return [
+    {
+      label: 'Requests/s',
+      text: formatNumber(snapshot.requestsPerSecond),
+      detail: `${shortCount(totals.requests)} since the start`,
+    },
+    {
+      label: 'Output tokens/s',
+      text: tokenRate(snapshot.outputTokensPerSecond),
+      detail: 'over the last minute',
+    },
+    {
+      label: 'In flight',
+      text: formatCount(inFlight),
+      detail: `${formatCount(active)} of ${plural(engines.length, 'engine')} active`,
+      alert: active === 0,
+    },
+    {
+      label: 'Queue',
+      text: formatCount(queue.size),
+      detail: `of ${shortCount(queue.capacity)}, ${queue.size === 0 ? 'nobody waits' : `the oldest for ${formatMs(queue.oldestMs)}`}`,
+      alert: queue.size > 0 && queue.size >= queue.capacity * QUEUE_NEARLY_FULL,
+    },
+    quantileTile('TTFT, p50', snapshot.ttftMs),
+    quantileTile('TPOT, p50', snapshot.tpotMs),
+    quantileTile('Queue wait, p50', snapshot.queueMs),
+    {
+      label: 'Failed',
+      text: shortCount(totals.failed),
+      detail: `${shortCount(totals.refused)} refused, ${shortCount(totals.retried)} retried`,
+    },
+  ];
+}
+
+function tokenRate(perSecond: number): string {
+  return perSecond >= WHOLE_FROM ? shortCount(perSecond) : formatNumber(perSecond);
+}
+
+function quantileTile(label: string, { p50, p90, p99 }: Quantiles): Tile {
+  const parts: string[] = [];
+  if (p90 !== undefined) parts.push(`p90 ${formatMs(p90)}`);
+  if (p99 !== undefined) parts.push(`p99 ${formatMs(p99)}`);
+  // Lines may break between the two and not within.
+  const detail = parts.map((part) => part.replaceAll(' ', '\u00a0')).join(' · ');
+  return { label, ...known(p50, formatMs), detail: detail === '' ? 'none in the last minute' : detail };
+}
+
+/**
+ * A name for a chart, of at most `length` characters: without the scheme, then without the domain, then without its middle,
+ * since names of a fleet differ in the host and at the end.
+ */
+export function label(name: string, length: number): string {
+  const plain = name.replace(/^https?:\/\//, '');
+  if (plain.length <= length) return plain;
+  // Numbers and dots alone are an address, which has no domain.
+  const characters = [...plain.replace(/^([^.:#]+)\.[^:#]*[a-z][^:#]*/i, '$1…')];
+  if (characters.length <= length) return characters.join('');
+  const tail = Math.ceil((length - 1) * 0.6);
+  return `${characters.slice(0, length - 1 - tail).join('')}…${characters.slice(-tail).join('')}`;
+}
+
+export const ENGINE_NAME: Column<EngineSnapshot> = { head: 'Engine', cell: ({ name }) => ({ text: name }) };
+export const ENGINE_COLUMNS: readonly Column<EngineSnapshot>[] = [
+  { head: 'State', isText: true, cell: ({ state }) => ({ text: state, alert: state !== 'active' }) },
+  { head: 'Pressure, ms', cell: ({ totalMs }) => known(totalMs, formatNumber) },
+  { head: 'Backlog', cell: ({ backlogMs }) => known(backlogMs, formatNumber) },
+  { head: 'KV', cell: ({ kvMs }) => known(kvMs, formatNumber) },
+  { head: 'Queue', cell: ({ queueMs }) => known(queueMs, formatNumber) },
+  { head: 'MoE', cell: ({ moeMs }) => known(moeMs, formatNumber) },
+  { head: 'Share', cell: ({ dispatchShare }) => known(dispatchShare, formatShare) },
+  { head: 'Dispatched', cell: ({ dispatched }) => known(dispatched, shortCount) },
+  { head: 'In flight', cell: ({ inFlight }) => known(inFlight, formatCount) },
+  { head: 'KV use', cell: ({ kvUsage }) => known(kvUsage, formatShare) },
+  { head: 'Running', cell: ({ running }) => known(running, formatCount) },
+  { head: 'Waiting', cell: ({ waiting }) => known(waiting, formatCount) },
+  { head: 'Sample age', cell: sampleAge },
+];
+
+function sampleAge({ sampleAgeMs, stale }: EngineSnapshot): Words {
+  if (sampleAgeMs === undefined) return { alert: stale };
+  const age = formatMs(sampleAgeMs);
+  return stale ? { text: `${age}, stale`, alert: true } : { text: age };
+}
+
+export const SERVER_NAME: Column<ServerSnapshot> = { head: 'Server', cell: ({ url }) => ({ text: url }) };
+export const SERVER_COLUMNS: readonly Column<ServerSnapshot>[] = [
+  { head: 'Kind', isText: true, cell: ({ kind }) => ({ text: kind }) },
+  {
+    head: 'Telemetry',
+    isText: true,
+    cell: ({ state }) => (state === 'unknown' ? {} : { text: state, alert: state === 'failing' }),
+  },
+  {
+    head: 'Stands aside',
+    cell: ({ ejectedForMs }) =>
+      ejectedForMs === undefined
+        ? { text: 'no' }
+        : { text: `for ${formatDuration(ejectedForMs)}`, alert: true },
+  },
+  { head: 'Reason', isText: true, cell: ({ reason }) => ({ text: reason }) },
+];
+
+/** What of the engines somebody who cannot watch should hear of. */
+export function changes(before: GatewaySnapshot, after: GatewaySnapshot): string[] {
+  const old = new Map(before.engines.map((engine) => [engine.engine, engine]));
+  const now = new Map(after.engines.map((engine) => [engine.engine, engine]));
+  const came = after.engines.filter(({ engine }) => !old.has(engine));
+  const went = before.engines.filter(({ engine }) => !now.has(engine));
+  const turned = after.engines.filter(
+    ({ engine, state }) => old.has(engine) && old.get(engine)?.state !== state,
+  );
+  return [
+    ...told(came, 'new', ({ name }) => `${name} is new`),
+    ...told(went, 'gone', ({ name }) => `${name} is gone`),
+    ...told(turned, 'in another state', ({ name, state }) => `${name} is ${state}`),
+  ];
+}
+
+function told(
+  engines: readonly EngineSnapshot[],
+  what: string,
+  sentence: (engine: EngineSnapshot) => string,
+): string[] {
+  if (engines.length <= CHANGES_TOLD) return engines.map(sentence);
+  return [`${formatCount(engines.length)} engines are ${what}`];
+}
