@@ -143,8 +143,7 @@ export function runFleet(trace: Trace, options: FleetOptions): FleetResult {
         engines: Array.from({ length: options.engines }, () => ({ kvTokens: options.kvTokens })),
         policy: options.policy,
         prefillTokensPerSecond: rate,
-        // Those that tell each other have nothing to guess.
-        gateways: options.toldLateMs === undefined ? options.gateways : 1,
+        gateways: options.gateways,
         seed: options.seed + n,
         clock: () => nowMs,
       }),

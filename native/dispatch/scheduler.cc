@@ -8,6 +8,7 @@ namespace {
 // A request may be on its way to the engine so long before a sample can show it.
 constexpr int64_t kOnTheWayUs = 100 * 1000;
 constexpr int64_t kMeanOver = 16;  // requests
+constexpr int64_t kToldOver = 64;  // requests
 
 }  // namespace
 
@@ -302,6 +303,7 @@ Decision Scheduler::dispatch(const DispatchRequest& request, int64_t now_us) {
                     : best == Class::kShortOfKv ? PickReason::kShortOfKv
                                                 : PickReason::kLeastInFlight;
   commit(request, now_us, &decision);
+  told_ -= told_ / kToldOver;
   ++decisions_;
   return decision;
 }
@@ -314,6 +316,7 @@ Decision Scheduler::dispatch_to(int32_t i, const DispatchRequest& request, int64
   decision.engine = i;
   decision.score = pressure_us(i, now_us);
   commit(request, now_us, &decision);
+  told_ += (spec::kWholeShare - told_) / kToldOver;
   ++decisions_;
   return decision;
 }

@@ -8,6 +8,7 @@
 // One thread at a time. A decision allocates nothing, once as many requests have been in flight before.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -230,8 +231,8 @@ class Scheduler {
   int64_t backlog_us(const Engine& engine, int64_t now_us) const;
   void claim_foreign(int32_t engine);
   int64_t pressure_us(int32_t engine, int64_t now_us) const;
-  // Of up to kMostMicros.
-  int64_t others_share(int64_t us) const { return us * others_ >> spec::kShareBits; }
+  // Of up to kMostMicros: the share of the other gateways, as far as they do not tell.
+  int64_t others_share(int64_t us) const { return us * std::max<int64_t>(0, others_ - told_) >> spec::kShareBits; }
   int64_t unknown_us(int32_t engine) const;
   int64_t mean_tokens(int32_t requests) const;
   void refresh(int32_t engine);
@@ -280,7 +281,8 @@ class Scheduler {
   };
   std::vector<Group> groups_;      // by group
   std::vector<int32_t> lockstep_;  // groups of two engines or more
-  const int64_t others_;  // the other gateways' share of what is sent, of spec::kWholeShare
+  const int64_t others_;  // the other gateways' share of what is sent, of spec::kWholeShare,
+  int64_t told_ = 0;      // and the share of late that others have told, as dispatch_to() takes it
 };
 
 }  // namespace gimbal
