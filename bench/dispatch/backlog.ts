@@ -75,7 +75,7 @@ interface Case {
   trace: string;
   variant: string;
   load: number;
-  /** By POLICIES. */
+  /** By POLICIES, of which ours is the first. */
   values: Values[];
 }
 
