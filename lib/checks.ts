@@ -1,6 +1,7 @@
 /** Checks of single values, for every border: what passes is returned, what fails is a GimbalError that names the field. */
 import { types } from 'node:util';
 import { type GimbalError, mismatch } from './errors.js';
+import type { BackendName } from './types.js';
 
 const MAX_INT32 = 2 ** 31 - 1;
 const MAX_SEED = 2n ** 64n - 1n;
@@ -119,4 +120,18 @@ function editDistance(a: string, b: string): number {
     rows.push(row);
   }
   return rows[a.length]![b.length]!;
+}
+
+/** The options that name a backend. */
+export function checkBackend({
+  backend = 'auto',
+  device = 0,
+}: {
+  backend?: 'auto' | BackendName;
+  device?: number;
+}): { backend: 'auto' | BackendName; device: number } {
+  return {
+    backend: oneOf('options.backend', backend, ['auto', 'cpu', 'cuda']),
+    device: ordinal('options.device', device),
+  };
 }

@@ -26,6 +26,8 @@ export type {
   QueuePolicy,
   RequestQueueOptions,
   SchedulerOptions,
+  ScoreOptions,
+  Scores,
 } from './dispatch/types.js';
 export { GimbalError, type GimbalErrorCode, type GimbalErrorDetail } from './errors.js';
 export { type Candidates, evaluatePlacements } from './evaluate.js';

@@ -8,6 +8,7 @@ import {
   aboveZero,
   atLeastZero,
   boolean,
+  checkBackend,
   checkFunction,
   checkKeys,
   checkSeed,
@@ -15,7 +16,6 @@ import {
   describe,
   invalid,
   oneOf,
-  ordinal,
 } from './checks.js';
 import { mismatch } from './errors.js';
 import type { PlacementProblem, PlanOptions, Weights } from './types.js';
@@ -100,11 +100,10 @@ export function checkProblem(problem: PlacementProblem): NativeProblem {
 export function checkPlanOptions(options: PlanOptions = {}): NativeOptions {
   checkKeys('options', options, OPTION_KEYS);
   checkListeners(options);
-  const { backend = 'auto', effort = 'balanced', seed = 0 } = options;
+  const { effort = 'balanced', seed = 0 } = options;
   const { walkers, rounds, threads, timeLimitMs } = options;
   return {
-    backend: oneOf('options.backend', backend, ['auto', 'cpu', 'cuda']),
-    device: options.device === undefined ? 0 : ordinal('options.device', options.device),
+    ...checkBackend(options),
     effort: oneOf('options.effort', effort, ['fast', 'balanced', 'thorough']),
     walkers: walkers === undefined ? 0 : count('options.walkers', walkers),
     rounds: rounds === undefined ? 0 : count('options.rounds', rounds),

@@ -5,6 +5,7 @@
 import { binding, type NativeScheduler } from '../binding.js';
 import { atLeastZero, describe, invalid, oneOf } from '../checks.js';
 import { GimbalError } from '../errors.js';
+import { runJob } from '../job.js';
 import type {
   Candidate,
   Dispatched,
@@ -16,6 +17,8 @@ import type {
   EngineSample,
   EngineState,
   SchedulerOptions,
+  ScoreOptions,
+  Scores,
 } from './types.js';
 import {
   type CheckedScheduler,
@@ -24,6 +27,7 @@ import {
   checkRequest,
   checkSample,
   checkScheduler,
+  checkScores,
   checkTime,
   checkTokens,
   POLICIES,
@@ -44,7 +48,8 @@ const DECISION_PARTS = 4;
 /**
  * Dispatches requests over data-parallel engines by their pressure: predicted prefill backlog, KV cache, queue, and how
  * overloaded the experts are that an engine's tokens go to. Feed it with samples (`observe`) and with what becomes of requests
- * (`firstToken`, `progress`, `finished`, `failed`); ask it with `dispatch`. Synchronous; a decision takes microseconds.
+ * (`firstToken`, `progress`, `finished`, `failed`); ask it with `dispatch`. A decision takes microseconds; all is synchronous but
+ * `scores`.
  */
 export class Scheduler {
   readonly #native: NativeScheduler;
@@ -211,6 +216,33 @@ export class Scheduler {
   pressureOf(engine: number): EnginePressure {
     checkEngineNumber('engine', engine, this.#engines.length);
     return this.#pressureOf(engine, this.#options.clock());
+  }
+
+  /**
+   * What each of many requests would meet on every engine, by the ledger as it is at the call, which does not change it. Each
+   * request is scored by itself: nothing is taken to be sent, lockstep groups and other gateways do not count. Ids are not looked
+   * at. Works beside the event loop; up to 2^20 scores, requests times engines, at a time.
+   *
+   * @throws GimbalError GIMBAL_INVALID_INPUT (names the field), GIMBAL_OUT_OF_RANGE (too many), GIMBAL_BACKEND_UNAVAILABLE,
+   *   GIMBAL_BACKEND_FAILED
+   */
+  async scores(requests: readonly DispatchRequest[], options: ScoreOptions = {}): Promise<Scores> {
+    const engines = this.#engines.length;
+    const checked = checkScores(requests, engines, options);
+    const prompts = Float64Array.from(requests, ({ promptTokens }) => promptTokens);
+    const cached = Float64Array.from(requests, ({ cachedTokens }) =>
+      typeof cachedTokens === 'number' ? cachedTokens : UNKNOWN,
+    );
+    const stages = Uint8Array.from(requests, ({ stage = 'prefill' }) => STAGES.indexOf(stage));
+    const sessions = requests.map(({ sessionKey }) => sessionKey);
+    const prefixes = requests.map(({ prefixHashes }, n) =>
+      prefixHashes === undefined ? undefined : toHashes(`requests[${n}].prefixHashes`, prefixHashes),
+    );
+    const caches = requests.map(({ cachedTokens }) => this.#cachedByEngine(cachedTokens)?.slice());
+    const nowMs = this.#options.clock();
+    const start = () =>
+      this.#native.scoreBatch(prompts, cached, stages, sessions, prefixes, caches, nowMs, checked);
+    return { engines, ...(await runJob(start)) };
   }
 
   #add(engine: EngineOptions): number {

@@ -1,9 +1,11 @@
 /** The border of the dispatch side: what a caller gives is checked here, field by field, before native code sees it. */
 import { types } from 'node:util';
+import type { NativeScoreOptions } from '../binding.js';
 import {
   aboveZero,
   atLeastZero,
   boolean,
+  checkBackend,
   checkFunction,
   checkKeys,
   checkSeed,
@@ -13,6 +15,7 @@ import {
   oneOf,
   ordinal,
 } from '../checks.js';
+import { mismatch } from '../errors.js';
 import type {
   DispatchRequest,
   DispatchStages,
@@ -21,6 +24,7 @@ import type {
   PressureWeights,
   RequestQueueOptions,
   SchedulerOptions,
+  ScoreOptions,
 } from './types.js';
 
 /** As native/dispatch/scheduler.h counts them. */
@@ -50,6 +54,8 @@ const MOST_MS = 3.6e6;
 const LEAST_RATE = 100;
 const MOST_RATE = 1e9;
 const MOST_GATEWAYS = 1024;
+/** Of one call: 8 MiB for the event loop to copy, into memory that nobody has touched yet. */
+const MOST_SCORES = 2 ** 20;
 
 export const DEFAULT_WEIGHTS: Required<PressureWeights> = {
   backlog: 1,
@@ -250,6 +256,26 @@ export function toHashes(
     if (typeof hash === 'number' && Number.isSafeInteger(hash) && hash >= 0) return BigInt(hash);
     throw invalid(`${field}[${n}]`, 'a safe integer of at least 0 or a bigint below 2^64', describe(hash));
   });
+}
+
+export function checkScores(
+  requests: readonly DispatchRequest[],
+  engines: number,
+  options: ScoreOptions,
+): NativeScoreOptions {
+  if (!Array.isArray(requests)) throw invalid('requests', 'an array', describe(requests));
+  if (requests.length * engines > MOST_SCORES) {
+    const expected = `at most ${Math.floor(MOST_SCORES / engines)} for ${engines} engines`;
+    throw mismatch('GIMBAL_OUT_OF_RANGE', 'requests', expected, `${requests.length}`);
+  }
+  for (const [n, request] of requests.entries()) {
+    checkRequest(`requests[${n}]`, request, engines);
+    if (request.excluding !== undefined) {
+      throw invalid(`requests[${n}].excluding`, 'nothing: scores are of every engine', 'engines');
+    }
+  }
+  checkKeys('options', options, ['backend', 'device']);
+  return checkBackend(options);
 }
 
 export function checkQueue(options: RequestQueueOptions = {}) {

@@ -1,6 +1,6 @@
 /**
  * The gateway's configuration: what it may say, its defaults, and which of it takes effect while the gateway runs. A file is YAML
- * or JSON; the schema below is the only list of keys.
+ * or JSON.
  */
 import { readFile } from 'node:fs/promises';
 import { parseDocument } from 'yaml';
@@ -55,7 +55,8 @@ const server = z.strictObject({
 
 const weight = z.number().nonnegative().optional();
 
-const schema = z.strictObject({
+/** The only list of keys. */
+export const gatewaySchema = z.strictObject({
   listen: z
     .strictObject({ host: z.string().default('127.0.0.1'), port: port.default(8080), tls: tls.optional() })
     .prefault({}),
@@ -145,9 +146,9 @@ const schema = z.strictObject({
     .prefault({}),
 });
 
-export type GatewayConfig = z.output<typeof schema>;
+export type GatewayConfig = z.output<typeof gatewaySchema>;
 /** What a file or a caller writes: everything but the servers has a default. */
-export type GatewayOptions = z.input<typeof schema>;
+export type GatewayOptions = z.input<typeof gatewaySchema>;
 export type ServerConfig = GatewayConfig['servers'][number];
 
 /** What a running gateway takes from a new configuration. */
@@ -171,7 +172,7 @@ const RELOADABLE: readonly (keyof GatewayConfig)[] = [
  * @throws GimbalError GIMBAL_INVALID_INPUT: the first key at fault, what it takes and what came
  */
 export function checkGatewayOptions(options: unknown, source = 'options'): GatewayConfig {
-  const { success, data, error } = schema.safeParse(options, { reportInput: true });
+  const { success, data, error } = gatewaySchema.safeParse(options, { reportInput: true });
   if (!success) throw fromZod(error, source);
   const urls = new Set<string>();
   for (const [n, { url: at, ranks, kvEvents, apiKey, apiKeyEnv }] of data.servers.entries()) {

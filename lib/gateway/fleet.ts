@@ -39,7 +39,7 @@ export class RefusedError extends Error {
 export interface AcquireOptions {
   /** The client has gone: rejects with the signal's reason. */
   signal?: AbortSignal;
-  /** Where the request failed before: taken only where there is no other. */
+  /** Where the request failed before: taken only where no other serves. */
   excluding?: readonly FleetEngine[];
   /** Where it may go at all. */
   only?(target: FleetEngine): boolean;
@@ -323,14 +323,20 @@ export class Fleet {
   #assign(request: FleetRequest, options: AcquireOptions, waitedMs: number): Assignment | undefined {
     const barred: number[] = [];
     const avoided: number[] = [];
+    // One that is full, where the request has not failed yet: it is worth the wait.
+    let isAwaited = false;
     for (const entry of this.#engines) {
-      const { target } = entry;
-      if (!this.#engineHasRoom(entry) || options.only?.(target) === false) barred.push(target.engine);
-      else if (options.excluding?.includes(target)) avoided.push(target.engine);
+      const { target, server } = entry;
+      const isAvoided = options.excluding?.includes(target) === true;
+      if (options.only?.(target) === false) barred.push(target.engine);
+      else if (!this.#engineHasRoom(entry)) {
+        barred.push(target.engine);
+        isAwaited ||= !isAvoided && server.stateOf(target) === 'active';
+      } else if (isAvoided) avoided.push(target.engine);
     }
     const dispatched =
       this.#dispatch(request, [...barred, ...avoided]) ??
-      (avoided.length === 0 ? undefined : this.#dispatch(request, barred));
+      (avoided.length === 0 || isAwaited ? undefined : this.#dispatch(request, barred));
     return dispatched === undefined ? undefined : this.#commit(request, dispatched, waitedMs);
   }
 

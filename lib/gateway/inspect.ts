@@ -40,12 +40,7 @@ const MOST_DEPTH = 8;
 export type Headers = Readonly<Record<string, string | string[] | undefined>>;
 
 /** @throws GimbalError GIMBAL_FORMAT where the body is no JSON object */
-export function inspect(
-  path: InferencePath,
-  body: Buffer,
-  headers: Headers,
-  sessionHeader: string,
-): Inspected {
+export function inspect(path: string, body: Buffer, headers: Headers, sessionHeader: string): Inspected {
   const fields = parse(body);
   const prompt = new Prompt();
   const given = promptOf(path, fields);
@@ -85,7 +80,7 @@ function parse(body: Buffer): Record<string, unknown> {
   );
 }
 
-function promptOf(path: InferencePath, fields: Record<string, unknown>): unknown {
+function promptOf(path: string, fields: Record<string, unknown>): unknown {
   switch (path) {
     case '/v1/chat/completions':
       return fields.messages;
@@ -95,6 +90,9 @@ function promptOf(path: InferencePath, fields: Record<string, unknown>): unknown
       return [fields.instructions, fields.input];
     case '/v1/embeddings':
       return fields.input ?? fields.messages;
+    default:
+      // What a data plane lets through that the proxy would not.
+      return fields.messages ?? fields.prompt ?? fields.input;
   }
 }
 

@@ -6,6 +6,8 @@
 #include <string>
 
 #include "../spec/random.h"
+#include "marshal.h"
+#include "score_job.h"
 
 namespace gimbal::addon {
 namespace {
@@ -71,6 +73,16 @@ uint64_t hash_of(Napi::Value name) {
   return hash | 1;
 }
 
+// What a request may have in common with others: its session and its prefix, undefined where it has none.
+void read_origin(Napi::Value session, Napi::Value prefix, Napi::Value cached, DispatchRequest* request) {
+  if (session.IsString()) request->session = hash_of(session);
+  if (cached.IsTypedArray()) request->cached_by_engine = cached.As<Napi::Uint32Array>().Data();
+  if (!prefix.IsTypedArray()) return;
+  const Napi::BigUint64Array hashes = prefix.As<Napi::BigUint64Array>();
+  request->prefix = hashes.Data();
+  request->prefix_count = static_cast<int64_t>(hashes.ElementLength());
+}
+
 }  // namespace
 
 Napi::Function NativeScheduler::define(Napi::Env env) {
@@ -84,6 +96,7 @@ Napi::Function NativeScheduler::define(Napi::Env env) {
                          InstanceMethod<&NativeScheduler::dispatch_to>("dispatchTo"),
                          InstanceMethod<&NativeScheduler::dispatch_batch>("dispatchBatch"),
                          InstanceMethod<&NativeScheduler::scores>("scores"),
+                         InstanceMethod<&NativeScheduler::score_batch>("scoreBatch"),
                          InstanceMethod<&NativeScheduler::first_token>("firstToken"),
                          InstanceMethod<&NativeScheduler::progress>("progress"),
                          InstanceMethod<&NativeScheduler::finished>("finished"),
@@ -94,10 +107,17 @@ Napi::Function NativeScheduler::define(Napi::Env env) {
 }
 
 NativeScheduler::NativeScheduler(const Napi::CallbackInfo& info)
-    : ObjectWrap(info), scheduler_(scheduler_options(info[0].As<Napi::Object>())) {
+    : ObjectWrap(info),
+      scheduler_(scheduler_options(info[0].As<Napi::Object>())),
+      runner_(runner_of(info.Env())),
+      workspaces_(std::make_shared<Pool<ScoreWorkspace>>(1)) {
   Napi::Float64Array decision = Napi::Float64Array::New(info.Env(), kDecisionParts);
   told_ = decision.Data();
   decision_ = Napi::Persistent(decision);
+}
+
+NativeScheduler::~NativeScheduler() {
+  runner_->discard(std::make_shared<decltype(workspaces_->close())>(workspaces_->close()));
 }
 
 Napi::Value NativeScheduler::decision_array(const Napi::CallbackInfo&) { return decision_.Value(); }
@@ -137,13 +157,7 @@ DispatchRequest NativeScheduler::request(const Napi::CallbackInfo& info, size_t 
   request.cached_tokens = tokens(info, first + 1);
   request.stage = static_cast<Stage>(integer(info, first + 2));
   request.streams = info[first + 3].As<Napi::Boolean>().Value();
-  if (info[first + 5].IsString()) request.session = hash_of(info[first + 5]);
-  if (info[first + 6].IsTypedArray()) {
-    const Napi::BigUint64Array prefix = info[first + 6].As<Napi::BigUint64Array>();
-    request.prefix = prefix.Data();
-    request.prefix_count = static_cast<int64_t>(prefix.ElementLength());
-  }
-  if (info[first + 7].IsTypedArray()) request.cached_by_engine = info[first + 7].As<Napi::Uint32Array>().Data();
+  read_origin(info[first + 5], info[first + 6], info[first + 7], &request);
   return request;
 }
 
@@ -176,6 +190,25 @@ void NativeScheduler::scores(const Napi::CallbackInfo& info) {
   std::fill_n(into.Data(), into.ElementLength(), std::numeric_limits<double>::quiet_NaN());
   scheduler_.scores(request(info, 0), micros(info, 4), all,
                     [&](int32_t engine, int64_t score) { into[static_cast<size_t>(engine)] = static_cast<double>(score); });
+}
+
+Napi::Value NativeScheduler::score_batch(const Napi::CallbackInfo& info) {
+  const Napi::Float64Array prompts = info[0].As<Napi::Float64Array>();
+  const Napi::Float64Array cached = info[1].As<Napi::Float64Array>();
+  const Napi::Uint8Array stages = info[2].As<Napi::Uint8Array>();
+  const Napi::Array sessions = info[3].As<Napi::Array>();
+  const Napi::Array prefixes = info[4].As<Napi::Array>();
+  const Napi::Array caches = info[5].As<Napi::Array>();
+  std::vector<DispatchRequest> requests(prompts.ElementLength());
+  for (uint32_t n = 0; n < requests.size(); ++n) {
+    requests[n].prompt_tokens = static_cast<int64_t>(prompts[n]);
+    requests[n].cached_tokens = static_cast<int64_t>(cached[n]);
+    requests[n].stage = static_cast<Stage>(stages[n]);
+    read_origin(sessions.Get(n), prefixes.Get(n), caches.Get(n), &requests[n]);
+  }
+  const ScoreOptions options = score_options_from_js(info[7].As<Napi::Object>());
+  auto job = std::make_shared<ScoreJob>(workspaces_, scheduler_.score_inputs(requests, micros(info, 6)), options);
+  return runner_->start(info.Env(), std::move(job));
 }
 
 void NativeScheduler::first_token(const Napi::CallbackInfo& info) { scheduler_.first_token(integer(info, 0), micros(info, 1)); }

@@ -33,16 +33,12 @@ bool Scheduler::may_take(const Engine& e, Stage stage) const {
 }
 
 Scheduler::Class Scheduler::filter(const DispatchRequest& request, int64_t now_us, bool sorts) {
-  const int64_t fresh_from_us = now_us - options_.stale_after_us;
   Class best = Class::kStale;
   candidates_.clear();
   for (int32_t i = 0; i < engines(); ++i) {
     const Engine& e = engine(i);
     if (!may_take(e, request.stage)) continue;
-    const Class own = !sorts                                  ? Class::kGood
-                      : e.sampled_us < fresh_from_us          ? Class::kStale
-                      : e.room_tokens < request.prompt_tokens ? Class::kShortOfKv
-                                                              : Class::kGood;
+    const Class own = sorts ? spec::class_of(is_stale(e, now_us), e.room_tokens, request.prompt_tokens) : Class::kGood;
     if (own > best) continue;
     if (own < best) candidates_.clear();
     best = own;

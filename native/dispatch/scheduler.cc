@@ -332,8 +332,7 @@ void Scheduler::claim_foreign(int32_t i) {
 int64_t Scheduler::pressure_us(int32_t i, int64_t now_us) const {
   const Engine& e = engine(i);
   const int64_t own_us = spec::prefill_micros(uncached_on(i), e.per_token);
-  return spec::backlog_term(options_.weights, backlog_us(e, now_us), own_us) + e.rest_us +
-         spec::moe_term(options_.weights, own_us, e.moe);
+  return spec::pressure_micros(options_.weights, backlog_us(e, now_us), own_us, e.rest_us, e.moe);
 }
 
 void Scheduler::commit(const DispatchRequest& request, int64_t now_us, Decision* decision) {
@@ -379,8 +378,7 @@ EngineReport Scheduler::report(int32_t i, int64_t now_us) const {
   report.terms.total_us = report.terms.backlog_us + report.terms.kv_us + report.terms.queue_us + report.terms.moe_us;
   report.in_flight_us = d.own_us;
   report.in_flight = d.in_flight;
-  report.stale = e.sampled_us < now_us - options_.stale_after_us;
-  report.state = e.state;
+  report.stale = is_stale(e, now_us);
   return report;
 }
 

@@ -13,8 +13,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "../spec/pressure.h"
+#include "../spec/score_columns.h"
 #include "prefix_index.h"
+#include "score_inputs.h"
 
 namespace gimbal {
 
@@ -92,7 +93,6 @@ struct EngineReport {
   int64_t in_flight_us = 0;  // of prefill that was sent and is not known to be done
   int32_t in_flight = 0;     // requests that have not ended
   bool stale = true;
-  EngineState state = EngineState::kActive;
 };
 
 class Scheduler {
@@ -117,6 +117,8 @@ class Scheduler {
     estimate(request);
     for (int32_t i : candidates_) visit(i, pressure_us(i, now_us));
   }
+  // What the same would be of many requests, by one ledger at one time, for a backend to work out.
+  ScoreInputs score_inputs(const std::vector<DispatchRequest>& requests, int64_t now_us);
   // The requests of tickets. A ticket ends with finished() or failed().
   void first_token(int32_t ticket, int64_t now_us);
   void progress(int32_t ticket, int64_t prefilled_tokens, int64_t now_us);
@@ -204,12 +206,12 @@ class Scheduler {
     int64_t tokens = 0;
   };
 
-  // Which of these a candidate is decides whether it is looked at: the best class that has any.
-  enum class Class : uint8_t { kGood, kShortOfKv, kStale };
+  using Class = spec::EngineClass;
 
   // Filter: fills candidates_ and says of which class they are; without `sorts`, all are of the best.
   Class filter(const DispatchRequest& request, int64_t now_us, bool sorts);
   bool may_take(const Engine& engine, Stage stage) const;
+  bool is_stale(const Engine& engine, int64_t now_us) const { return engine.sampled_us < now_us - options_.stale_after_us; }
   // The tokens of the request that each candidate would have to compute.
   void estimate(const DispatchRequest& request);
   int64_t uncached_on(int32_t engine) const { return differs_ ? uncached_[static_cast<size_t>(engine)] : uncached_everywhere_; }

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { dispatchBenches } from '../../bench/dispatch/index.js';
 import { partsOf } from '../../bench/dispatch/traces.js';
+import { gatewayBenches } from '../../bench/gateway/index.js';
 import { gpuBenches } from '../../bench/gpu/index.js';
 import {
   type BenchResult,
@@ -17,7 +18,7 @@ import {
 } from '../../bench/harness.js';
 import { placementBenches } from '../../bench/placement/index.js';
 
-const benches = [...placementBenches, ...gpuBenches, ...dispatchBenches];
+const benches = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...gatewayBenches];
 
 describe('benches, small', () => {
   it.each(benches.map((bench) => [bench.name, bench] as const))(
