@@ -10,7 +10,7 @@ namespace {
 using spec::kWholeShare;
 
 // Of a request's prefill, the part by which backlogs are perturbed at the most.
-constexpr int64_t kPerturbedBy = 4;
+constexpr int64_t kPerturbedBy = 8;
 // Of the rivals.
 constexpr int64_t kDynamoBlockTokens = 16;
 constexpr int64_t kLeastLoadKvUs = 150 * 1000;
@@ -136,17 +136,24 @@ int32_t Scheduler::pick_least(int64_t* score, Score score_of) const {
   return best;
 }
 
-int64_t Scheduler::backlog_us(const Engine& e, int64_t now_us) const {
-  return std::min(std::max(e.ready_at_us - now_us, e.own_us / kLate), spec::kMostMicros);
+int64_t Scheduler::known_us(const Engine& e, int64_t now_us) const {
+  return std::min(std::max(e.ready_at_us - now_us, e.least_us), spec::kMostMicros);
 }
 
-// Gateways that see the same samples would send to the same engine, for backlogs are rarely equal. So each sees them a little
-// differently, in each decision anew.
-int64_t Scheduler::perturbation_us(int32_t i) const {
-  if (options_.gateways == 1) return 0;
+// A request that is late may have another gateway's in front, which no sample tells once it is begun. The longer it has been in
+// the way, the longer it is likely to be still, for long prompts hold an engine up most of the time.
+int64_t Scheduler::backlog_us(const Engine& e, int64_t now_us) const {
+  return std::max(known_us(e, now_us), others_share(std::clamp<int64_t>(now_us - e.due_us, 0, spec::kMostMicros)));
+}
+
+// What other gateways may have sent to an engine, in this decision's eyes. What made us send there made them, who see the same
+// samples: so a part of our own counts once more. And since they would all send to the same engine even so, for backlogs are
+// rarely equal, each sees them a little differently, in each decision anew.
+int64_t Scheduler::unknown_us(int32_t i) const {
   const uint64_t bits = spec::draw(spec::stream_key(options_.seed, i, 0), decisions_) >> 48;
   const int64_t most_us = spec::prefill_micros(mean_tokens(1), engine(i).per_token) / kPerturbedBy;
-  return static_cast<int64_t>(bits * static_cast<uint64_t>(most_us) >> 16);
+  return others_share(std::min(details(i).own_us, spec::kMostMicros)) +
+         static_cast<int64_t>(bits * static_cast<uint64_t>(most_us) >> 16);
 }
 
 // Engines in lockstep wait for the one with the longest prefill. So of a group's engines the one is best that leaves the
@@ -192,13 +199,20 @@ void Scheduler::find_longest(int64_t now_us) {
     group.longest_us = 0;
     group.best = Choice();
   }
-  for (int32_t i = 0; i < engines(); ++i) {
-    const Engine& e = engine(i);
-    const int64_t us = backlog_us(e, now_us) + perturbation_us(i);
-    backlog_[static_cast<size_t>(i)] = us;
-    Group& group = groups_[static_cast<size_t>(e.group)];
-    if (group.members == 1 || e.state == EngineState::kGone) continue;
-    group.longest_us = std::max(group.longest_us, us);
+  const auto look = [this](auto backlog_of) {
+    for (int32_t i = 0; i < engines(); ++i) {
+      const Engine& e = engine(i);
+      const int64_t us = backlog_of(e, i);
+      backlog_[static_cast<size_t>(i)] = us;
+      Group& group = groups_[static_cast<size_t>(e.group)];
+      if (group.members == 1 || e.state == EngineState::kGone) continue;
+      group.longest_us = std::max(group.longest_us, us);
+    }
+  };
+  if (others_ == 0) {
+    look([&](const Engine& e, int32_t) { return known_us(e, now_us); });
+  } else {
+    look([&](const Engine& e, int32_t i) { return backlog_us(e, now_us) + unknown_us(i); });
   }
   for (const int32_t g : lockstep_) {
     Group& group = groups_[static_cast<size_t>(g)];

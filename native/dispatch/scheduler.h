@@ -8,6 +8,7 @@
 // One thread at a time. A decision allocates nothing, once as many requests have been in flight before.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -132,7 +133,8 @@ class Scheduler {
  private:
   static constexpr int64_t kNever = INT64_MIN / 2;
   static constexpr int32_t kNone = -1;
-  // Of what is outstanding, the part that is still assumed when the engine should have been through with it all.
+  static constexpr int64_t kFarOff = INT64_MAX / 2;
+  // Of a request that should have had its first token, the part of its prefill that is still assumed to be left.
   static constexpr int64_t kLate = 8;
   static constexpr size_t kSettledKept = 128;  // of an engine
   static constexpr size_t kSessions = size_t{1} << 16;
@@ -140,7 +142,8 @@ class Scheduler {
   // What every decision looks at of every engine: a line of cache each.
   struct alignas(64) Engine {
     int64_t ready_at_us = kNever;  // when it will be through with what is outstanding, at its rate
-    int64_t own_us = 0;            // outstanding prefill that this scheduler sent
+    int64_t least_us = 0;          // of what this scheduler sent, the prefill that cannot be done yet, whatever the rate
+    int64_t due_us = kFarOff;      // when the request that is next should have its first token; far off where none will be told
     int64_t sampled_us = kNever;
     int64_t rest_us = 0;           // the terms that do not hang on the request: KV cache and queue, weighted
     uint64_t per_token = 0;        // spec::micros_per_token
@@ -160,6 +163,7 @@ class Scheduler {
 
   struct Details {
     int64_t kv_tokens = 0;   // what the cache holds
+    int64_t own_us = 0;      // outstanding prefill that this scheduler sent
     int64_t foreign_us = 0;  // outstanding prefill that others sent
     int32_t unseen = 0;      // requests sent after the last sample whose prefill is outstanding,
     int64_t unseen_tokens = 0;  // and the prompts, uncached, of all sent after it
@@ -225,10 +229,13 @@ class Scheduler {
   size_t first_in_turn() const;
   void commit(const DispatchRequest& request, int64_t now_us, Decision* decision);
 
+  int64_t known_us(const Engine& engine, int64_t now_us) const;
   int64_t backlog_us(const Engine& engine, int64_t now_us) const;
   void claim_foreign(int32_t engine);
   int64_t pressure_us(int32_t engine, int64_t now_us) const;
-  int64_t perturbation_us(int32_t engine) const;
+  // Of up to kMostMicros: the share of the other gateways, as far as they do not tell.
+  int64_t others_share(int64_t us) const { return us * std::max<int64_t>(0, others_ - told_) >> spec::kShareBits; }
+  int64_t unknown_us(int32_t engine) const;
   int64_t mean_tokens(int32_t requests) const;
   void refresh(int32_t engine);
   Engine& engine(int32_t i) { return engines_[static_cast<size_t>(i)]; }
@@ -242,6 +249,7 @@ class Scheduler {
   void settle_with_earlier(int32_t ticket, int64_t now_us);
   void settle_silent(int32_t engine, int32_t waiting, int64_t time_us, int64_t now_us);
   void forget_before(int32_t engine, int64_t time_us, int64_t now_us);
+  void look_at_next(int32_t engine);
   void anchor(int32_t engine, int64_t now_us);
   void release(int32_t ticket);
 
@@ -275,6 +283,8 @@ class Scheduler {
   };
   std::vector<Group> groups_;      // by group
   std::vector<int32_t> lockstep_;  // groups of two engines or more
+  const int64_t others_;  // the other gateways' share of what is sent, of spec::kWholeShare,
+  int64_t told_ = 0;      // and the share of late that others have told, as dispatch_to() takes it
 };
 
 }  // namespace gimbal
