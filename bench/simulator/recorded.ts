@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { SimulatedRequest } from '../../lib/simulator/types.js';
 
-const DATA = join(__dirname, '..', '..', '..', 'shared', 'data');
+const DATA = process.env.GIMBAL_TEST_DATA ?? join(__dirname, '..', '..', '..', 'shared', 'data');
 export const PROFILES = join(DATA, 'profiles');
 const MEASURED = join(DATA, 'measured', 'rtxpro6000_qwen3_30b_dp2ep2', 'requests.jsonl');
 

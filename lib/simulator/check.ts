@@ -37,6 +37,9 @@ const A100_BATCH = 2048;
 const USUAL_BATCH = 8192;
 const MOST_SEED = 2 ** 53 - 1;
 
+/** What the numbers of engines and GPUs give. */
+type ParallelShape = Pick<GroupShape, 'ranks' | 'tensorParallel' | 'nodes'>;
+
 export interface CheckedSimulation {
   model: ServedModel;
   hardware: ServingHardware;
@@ -92,7 +95,12 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
     model,
     hardware,
     groups,
-    shape: { ...shape, allToAll: engine.allToAll },
+    shape: {
+      ...shape,
+      allToAll: engine.allToAll,
+      hidesStep: engine.asyncScheduling,
+      padUpToTokens: engine.padUpToTokens,
+    },
     engine,
     routing: checkRouting(options.routing),
     policy: checkPolicy(options.policy),
@@ -112,7 +120,7 @@ function ordinalSeed(seed: unknown): number | undefined {
     : undefined;
 }
 
-function checkShape(options: SimulationOptions): { shape: Omit<GroupShape, 'allToAll'>; groups: number } {
+function checkShape(options: SimulationOptions): { shape: ParallelShape; groups: number } {
   const dp = count('options.dp', options.dp);
   const tp = count('options.tp', options.tp ?? 1);
   const ep = count('options.ep', options.ep ?? dp * tp);
@@ -132,7 +140,7 @@ function checkEngine(
   given: EngineSettings = {},
   model: ServedModel,
   hardware: ServingHardware,
-  shape: Omit<GroupShape, 'allToAll'>,
+  shape: ParallelShape,
   slotsPerGpu: number,
 ): Required<EngineSettings> {
   checkKeys('options.engine', given, [
@@ -142,6 +150,7 @@ function checkEngine(
     'allToAll',
     'prefixCaching',
     'asyncScheduling',
+    'padUpToTokens',
     'requestMs',
     'sampleEveryMs',
     'tellsPrefill',
@@ -162,6 +171,7 @@ function checkEngine(
     allToAll: oneOf('options.engine.allToAll', given.allToAll ?? 'allgather-reducescatter', ALL_TO_ALLS),
     prefixCaching: boolean('options.engine.prefixCaching', given.prefixCaching ?? true),
     asyncScheduling: boolean('options.engine.asyncScheduling', given.asyncScheduling ?? true),
+    padUpToTokens: ordinal('options.engine.padUpToTokens', given.padUpToTokens ?? 512),
     requestMs: atLeastZero('options.engine.requestMs', given.requestMs ?? 3),
     sampleEveryMs: aboveZero('options.engine.sampleEveryMs', given.sampleEveryMs ?? 100),
     tellsPrefill: boolean('options.engine.tellsPrefill', given.tellsPrefill ?? false),

@@ -149,11 +149,11 @@ export class ExpertLoad {
     for (let n = 0; n < width; n++) this.#copies[to + n]! += tokens * copies[row + n]!;
   }
 
-  /** The experts' part of a step over the batch as it is; `padded` is what collectives pad each rank to. */
-  step(timer: StepTimer, tokens: number, padded: number): StepLoad {
+  /** The experts' part of a step over the batch as it is: `tokens` of all ranks, `most` of one; collectives pad to `padded`. */
+  step(timer: StepTimer, tokens: number, padded: number, most: number): StepLoad {
     const { layers } = this.#tables;
     const { gpus } = this;
-    const common = this.#travels ? 0 : timer.gatherScatter(padded);
+    const common = this.#travels ? 0 : timer.gatherScatter(padded, most);
     const active = new Float64Array(gpus);
     let micros = 0;
     let imbalance = 0;

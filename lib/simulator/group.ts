@@ -26,6 +26,7 @@ export class Group {
   prefillTokens = 0;
   decodeTokens = 0;
   readonly #model: ServedModel;
+  readonly #shape: GroupShape;
 
   constructor(
     readonly engines: readonly Engine[],
@@ -37,6 +38,7 @@ export class Group {
     seed: number,
   ) {
     this.#model = model;
+    this.#shape = shape;
     this.load = new ExpertLoad(tables, shape, placement, seed);
   }
 
@@ -63,7 +65,10 @@ export class Group {
       sampled = Math.max(sampled, engine.batch.sampled);
     }
     this.#addChunks(requests, 1);
-    const experts = this.load.step(this.timer, sum, most);
+    // Captured graphs need equal sizes; larger batches run without, each rank with what it has.
+    const { ranks, padUpToTokens } = this.#shape;
+    const padded = most <= padUpToTokens ? ranks * most : Math.max(sum, ranks);
+    const experts = this.load.step(this.timer, sum, padded, most);
     this.#addChunks(requests, -1);
     const { layers, moeLayers } = this.#model;
     const micros =

@@ -127,7 +127,7 @@ class Simulation {
       timer.attention(batch) +
       timer.layer(tokens, true) +
       timer.experts(active, pairs, tokens * shape.ranks) +
-      timer.gatherScatter(tokens);
+      timer.gatherScatter(tokens * shape.ranks, tokens);
     return (tokens * 1e6) / (model.layers * layer + timer.once(1));
   }
 
@@ -164,10 +164,7 @@ class Simulation {
       if (events % EVENTS_PER_BREATH === 0) await this.#breathe();
       const arrivalAt =
         this.#arrived < count ? arrivalMs[this.#arrived]! + engine.requestMs : Number.POSITIVE_INFINITY;
-      const stepAt = this.#groups.reduce(
-        (least, { endsMs }) => (endsMs < least ? endsMs : least),
-        Number.POSITIVE_INFINITY,
-      );
+      const stepAt = this.#nextEndMs();
       if (stepAt === Number.POSITIVE_INFINITY && nextSampleMs < arrivalAt) {
         // Nothing runs: samples in between would all be the same.
         const every = engine.sampleEveryMs;
@@ -192,6 +189,14 @@ class Simulation {
       this.#startSteps();
     }
     return this.#result();
+  }
+
+  /** Infinity where no step is under way. */
+  #nextEndMs(): number {
+    let least = Number.POSITIVE_INFINITY;
+    // Not by Math.min: a group at rest has NaN.
+    for (const { endsMs } of this.#groups) if (endsMs < least) least = endsMs;
+    return least;
   }
 
   async #breathe(): Promise<void> {

@@ -25,6 +25,9 @@ export interface GroupShape {
   tensorParallel: number;
   nodes: number;
   allToAll: SimulatedAllToAll;
+  /** What the engine does between steps happens while the step before runs. */
+  hidesStep: boolean;
+  padUpToTokens: number;
 }
 
 const MICROS_PER_TERA = 1e-6;
@@ -35,6 +38,8 @@ const BLOCK_TOKENS_FEW = 16;
 const BLOCK_TOKENS_MANY = 64;
 const FEW_TOKENS = 128;
 const ACTIVATION_BYTES = 2;
+/** Softmax and top k of the router's logits, where norms and the like are measured apart. */
+const CHOICE_MICROS = 5;
 
 export class StepTimer {
   readonly #model: ServedModel;
@@ -140,9 +145,8 @@ export class StepTimer {
       (sum, name) => sum + (measured.get(name)?.at(tokens) ?? 0),
       0,
     );
-    // What is left of the constant, once what of it was measured is taken out.
-    const unmeasured = Math.max(0, layerMicros - small(1));
-    return small(tokens) + large + unmeasured + split + rest;
+    // Norms and rotary embedding are measured; of the constant, only the router's choice is left.
+    return small(tokens) + large + CHOICE_MICROS + split + rest;
   }
 
   #gemm({ rows, columns, split }: Gemm, tokens: number): number {
@@ -191,13 +195,13 @@ export class StepTimer {
     return moe.micros + (memory ** moe.power + compute ** moe.power) ** (1 / moe.power) + moved;
   }
 
-  /** All-gather before and reduce-scatter after the experts, over the ranks, each padded to `tokens`. */
-  gatherScatter(tokens: number): number {
+  /** All-gather before and reduce-scatter after the experts: `all` tokens of the ranks, padding included, `most` of one. */
+  gatherScatter(all: number, most: number): number {
     const { ranks, nodes, tensorParallel } = this.#shape;
-    const reduce = this.#allReduce(tokens);
+    const reduce = this.#allReduce(most);
     if (ranks === 1) return reduce;
     const { allGather, reduceScatter } = this.#link;
-    const bytes = ranks * tokens * this.#model.hiddenSize * ACTIVATION_BYTES;
+    const bytes = all * this.#model.hiddenSize * ACTIVATION_BYTES;
     const within = (bytes * (ranks - 1)) / ranks;
     const across = (bytes * (nodes - 1)) / nodes / ((ranks * tensorParallel) / nodes);
     const one = ({ micros, GBps }: Link) =>
@@ -242,6 +246,6 @@ export class StepTimer {
       measured === undefined || this.#shape.tensorParallel > 1
         ? this.#gemm({ rows: hiddenSize, columns: vocabulary, split: true }, rows)
         : (measured.get('lm_head')?.at(rows) ?? 0) + (measured.get('sampler')?.at(rows) ?? 0);
-    return this.#hardware.stepMicros + (rows === 0 ? 0 : head);
+    return (this.#shape.hidesStep ? 0 : this.#hardware.stepMicros) + (rows === 0 ? 0 : head);
   }
 }

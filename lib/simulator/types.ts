@@ -34,6 +34,8 @@ export interface EngineSettings {
   allToAll?: SimulatedAllToAll;
   /** Plan a step while the one before runs, as vLLM does: what arrives meanwhile waits one step more. Default true. */
   asyncScheduling?: boolean;
+  /** Batches up to so many tokens are padded to the group's largest, as captured graphs need. Default 512, as vLLM's. */
+  padUpToTokens?: number;
   /** Keep the KV blocks of prompts that bring hashes. Default true. */
   prefixCaching?: boolean;
   /** ms between a request's arrival and its place in an engine's queue: HTTP, templates, tokenisation. Default 3. */
