@@ -107,10 +107,10 @@ export class Engine {
     );
   }
 
-  /** `isStepping`: the group has a step under way. */
-  enqueue(id: number, isStepping: boolean): void {
+  /** `isBusy`: the group's next step is planned already. */
+  enqueue(id: number, isBusy: boolean): void {
     this.waitingPrefillTokens += this.#requests.prefillTokens[id]!;
-    if (isStepping && this.#limits.asyncScheduling) this.#late.push(id);
+    if (isBusy && this.#limits.asyncScheduling) this.#late.push(id);
     else this.#queueUp(id);
   }
 

@@ -16,7 +16,7 @@ export class Gateway {
   readonly #requests: RequestColumns;
   readonly #trace: readonly SimulatedRequest[];
   readonly #pacing: CheckedSimulation['policy']['pacing'];
-  readonly #isStepping: (engine: number) => boolean;
+  readonly #isBusy: (engine: number) => boolean;
   readonly #held: RequestQueue | undefined;
   #heldTokens = 0;
   /** `[engines]`: released and without a first token yet, as the gateway knows it. */
@@ -29,9 +29,9 @@ export class Gateway {
     trace: readonly SimulatedRequest[],
     prefillTokensPerSecond: number,
     clock: () => number,
-    isStepping: (engine: number) => boolean,
+    isBusy: (engine: number) => boolean,
   ) {
-    this.#isStepping = isStepping;
+    this.#isBusy = isBusy;
     this.#engines = engines;
     this.#requests = requests;
     this.#trace = trace;
@@ -97,7 +97,7 @@ export class Gateway {
     });
     engineOf[id] = engine;
     this.#released[engine]! += inputTokens[id]!;
-    this.#engines[engine]!.enqueue(id, this.#isStepping(engine));
+    this.#engines[engine]!.enqueue(id, this.#isBusy(engine));
   }
 
   firstToken(id: number): void {

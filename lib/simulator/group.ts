@@ -46,6 +46,11 @@ export class Group {
     return this.engines.some((engine) => engine.hasWork);
   }
 
+  /** A step is under way, or is about to follow the one that has just ended: planned ahead, it takes up nothing new. */
+  get isBusy(): boolean {
+    return !Number.isNaN(this.endsMs) || this.engines.some(({ running }) => running > 0);
+  }
+
   /** Plans and times a step that begins now. */
   start(nowMs: number, requests: RequestColumns): StepFigures {
     let most = 0;

@@ -91,7 +91,7 @@ class Simulation {
       options.trace,
       rate,
       () => this.#nowMs,
-      (number) => !Number.isNaN(this.#groups[Math.floor(number / shape.ranks)]!.endsMs),
+      (number) => this.#groups[Math.floor(number / shape.ranks)]!.isBusy,
     );
     this.#series = new Series(checked.seriesEveryMs, this.#engines);
     this.#counters = {
