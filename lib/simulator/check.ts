@@ -33,8 +33,12 @@ export const ALL_TO_ALLS = ['allgather-reducescatter', 'a2a-pairs', 'a2a-dedup']
 export const PLACEMENTS = ['static', 'eplb', 'gimbal'] as const;
 const MEMORY_SHARE = 0.9;
 const ACTIVATION_GB = 4;
-const A100_BATCH = 2048;
+/** What vLLM chooses on GPUs of the H100's class, and on lesser ones. */
+const H100_CLASS_TFLOPS = 900;
 const USUAL_BATCH = 8192;
+const USUAL_SEQS = 1024;
+const A100_BATCH = 2048;
+const A100_SEQS = 256;
 const MOST_SEED = 2 ** 53 - 1;
 
 /** What the numbers of engines and GPUs give. */
@@ -47,7 +51,8 @@ export interface CheckedSimulation {
   shape: GroupShape;
   engine: Required<EngineSettings>;
   routing: SimulatedRouting;
-  policy: Required<Omit<SimulatedPolicy, 'agingTokensPerSecond' | 'pacing'>> & {
+  policy: Required<Omit<SimulatedPolicy, 'agingTokensPerSecond' | 'pacing' | 'weights'>> & {
+    weights: SimulatedPolicy['weights'];
     pacing: Required<PacingSettings> | undefined;
     agingTokensPerSecond: number | undefined;
   };
@@ -155,9 +160,15 @@ function checkEngine(
     'sampleEveryMs',
     'tellsPrefill',
   ]);
-  const maxNumSeqs = count('options.engine.maxNumSeqs', given.maxNumSeqs ?? 256);
-  const usual = hardware.name === 'A100' ? A100_BATCH : USUAL_BATCH;
-  const budget = count('options.engine.maxNumBatchedTokens', given.maxNumBatchedTokens ?? usual);
+  const isSmall = hardware.nominalTflops < H100_CLASS_TFLOPS;
+  const maxNumSeqs = count(
+    'options.engine.maxNumSeqs',
+    given.maxNumSeqs ?? (isSmall ? A100_SEQS : USUAL_SEQS),
+  );
+  const budget = count(
+    'options.engine.maxNumBatchedTokens',
+    given.maxNumBatchedTokens ?? (isSmall ? A100_BATCH : USUAL_BATCH),
+  );
   if (budget < maxNumSeqs) {
     throw invalid('options.engine.maxNumBatchedTokens', `at least maxNumSeqs, ${maxNumSeqs}`, `${budget}`);
   }
@@ -260,6 +271,7 @@ function checkPolicy(policy: SimulatedPolicy = {}): CheckedSimulation['policy'] 
     'placement',
     'feedback',
     'pacing',
+    'weights',
     'agingTokensPerSecond',
   ]);
   const { dispatch = 'gimbal', queue = 'gimbal', placement = 'gimbal', feedback = true, pacing } = policy;
@@ -269,6 +281,7 @@ function checkPolicy(policy: SimulatedPolicy = {}): CheckedSimulation['policy'] 
     placement:
       typeof placement === 'string' ? oneOf('options.policy.placement', placement, PLACEMENTS) : placement,
     feedback: boolean('options.policy.feedback', feedback),
+    weights: policy.weights,
     pacing: pacing === undefined || pacing === false ? undefined : checkPacing(pacing),
     agingTokensPerSecond:
       policy.agingTokensPerSecond === undefined
@@ -291,6 +304,7 @@ function checkRearrangement(given: Rearrangement = {}): Rearrangement {
   checkKeys('options.rearrangement', given, [
     'everySteps',
     'windowSteps',
+    'initial',
     'firstStep',
     'transfer',
     'layerStallMs',

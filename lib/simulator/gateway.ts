@@ -43,6 +43,7 @@ export class Gateway {
         kvTokens: engine.kvBlocks * BLOCK_TOKENS,
       })),
       ...(typeof policy.dispatch === 'string' ? { policy: policy.dispatch } : { stages: policy.dispatch }),
+      ...(policy.weights === undefined ? {} : { weights: policy.weights }),
       prefillTokensPerSecond,
       seed,
       clock,

@@ -2,6 +2,7 @@
  * Rearrangement of a group's experts: when to plan, with which planner, what moving costs, and when the new placement holds.
  * The product's planner is called through its public interface, rivals through the same problem.
  */
+import { invalid } from '../checks.js';
 import { Planner } from '../planner.js';
 import { topology } from '../topology.js';
 import type { PlacementProblem } from '../types.js';
@@ -101,7 +102,13 @@ export class Rearranger {
 
   get initial(): Int32Array {
     const { layers, experts, gpus, slotsPerGpu } = this.#problem;
-    return contiguous(layers, experts, gpus * slotsPerGpu);
+    const given = this.#settings.initial;
+    if (given === undefined) return contiguous(layers, experts, gpus * slotsPerGpu);
+    const wanted = layers * gpus * slotsPerGpu;
+    if (given.length !== wanted) {
+      throw invalid('options.rearrangement.initial', `${wanted} slots`, `${given.length}`);
+    }
+    return given.slice();
   }
 
   /** After a step: the move that is due now, if one is. */

@@ -1,5 +1,5 @@
 /** What a simulation takes and gives. Times are ms from the start of the trace, lengths are tokens, shares lie in 0…1. */
-import type { DispatchPolicy, DispatchStages, QueuePolicy } from '../dispatch/types.js';
+import type { DispatchPolicy, DispatchStages, PressureWeights, QueuePolicy } from '../dispatch/types.js';
 import type { PlacementProblem, PlanProgress } from '../types.js';
 import type { ServedModel, ServingHardware } from './hardware.js';
 import type { ProfileTables } from './tables.js';
@@ -24,9 +24,9 @@ export interface SimulatedRequest {
 export type SimulatedAllToAll = 'allgather-reducescatter' | 'a2a-pairs' | 'a2a-dedup';
 
 export interface EngineSettings {
-  /** Requests that run at once on a rank. Default 256. */
+  /** Requests that run at once on a rank. Default 1024, on GPUs below the H100's class 256. */
   maxNumSeqs?: number;
-  /** Tokens of a step on a rank: decodes first, prefill with what is left. Default 8192, on an A100 2048. */
+  /** Tokens of a step on a rank: decodes first, prefill with what is left. Default 8192 and 2048. */
   maxNumBatchedTokens?: number;
   /** Of 16 tokens, on a rank. Default: what 0.9 of the memory leaves beside weights and 4 GB of activations. */
   kvBlocks?: number;
@@ -99,6 +99,8 @@ export interface SimulatedPolicy {
   feedback?: boolean;
   /** Hold prefill back at the gateway, and release it so that lockstep ranks prefill together. Default: no. */
   pacing?: PacingSettings | false;
+  /** Of the scheduler's terms, under `gimbal`. */
+  weights?: PressureWeights;
   /** Queue aging, tokens a second. Default: the queue's own. */
   agingTokensPerSecond?: number;
 }
@@ -121,6 +123,8 @@ export interface Rearrangement {
   everySteps?: number;
   /** Of these, the last ones whose routing counts. Default 1000. */
   windowSteps?: number;
+  /** `[layers][gpus * slotsPerGpu]`: the placement that engines start with. Default: contiguous. */
+  initial?: Int32Array;
   /** Plan once more at this step, so that the start is not all contiguous. Default: none. */
   firstStep?: number;
   /** `stall`: engines stand still while weights move. `overlap`: weights move beside the work. Default: by the planner. */

@@ -13,7 +13,8 @@ import {
   formatTick,
   formatTime,
 } from '../../lib/report/format.js';
-import { escapeHtml, escapeJson, renderReport, shellLine } from '../../lib/report/html.js';
+import { escapeHtml, escapeJson } from '../../lib/report/escape.js';
+import { renderReport, shellLine } from '../../lib/report/html.js';
 import { summarySentences } from '../../lib/report/summary.js';
 import type { PlacementProblem } from '../../lib/types.js';
 import { balanceOf, evaluateNaive } from '../reference/naive.js';
