@@ -15,7 +15,7 @@ import { summarise } from './summary.js';
 import type { SimulationCounters, SimulationOptions, SimulationResult } from './types.js';
 
 /** Events between two looks at the signal, and two calls of the listener. */
-const EVENTS_PER_BREATH = 20_000;
+const EVENTS_PER_BREATH = 2000;
 /** Kept from touching 0, where the scheduler refuses a rate. */
 const LEAST_RATE = 100;
 
