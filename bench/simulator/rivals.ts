@@ -108,7 +108,14 @@ export async function paperRivals(
       policy: {
         ...VLLM,
         placement: 'static',
-        dispatch: { pick: (_scored, { id }) => trace[id as number]!.topic! % setting.ranks },
+        dispatch: {
+          // Where the topic's rank is short of memory, as the scheduler's filter sees it, another one has to do.
+          pick: (scored, { id }) => {
+            const wanted = trace[id as number]!.topic! % setting.ranks;
+            const found = scored.find(({ candidate }) => candidate.engine === wanted) ?? scored[0]!;
+            return found.candidate.engine;
+          },
+        },
       },
       initial: semantic,
     },
