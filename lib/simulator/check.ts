@@ -39,7 +39,6 @@ const USUAL_BATCH = 8192;
 const USUAL_SEQS = 1024;
 const A100_BATCH = 2048;
 const A100_SEQS = 256;
-const MOST_SEED = 2 ** 53 - 1;
 
 /** What the numbers of engines and GPUs give. */
 type ParallelShape = Pick<GroupShape, 'ranks' | 'tensorParallel' | 'nodes'>;
@@ -93,8 +92,9 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
   checkTrace(options.trace, engine.kvBlocks);
   const last = options.trace.at(-1)!.arrivalMs;
   const { seed = 0, slo = {} } = options;
-  if (ordinalSeed(seed) === undefined)
+  if (!(Number.isSafeInteger(seed) && seed >= 0)) {
     throw invalid('options.seed', 'a safe integer of at least 0', describe(seed));
+  }
   checkKeys('options.slo', slo, ['ttftMs', 'tpotMs']);
   return {
     model,
@@ -117,12 +117,6 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
     seriesEveryMs: aboveZero('options.seriesEveryMs', options.seriesEveryMs ?? Math.max(1000, last / 100)),
     seed,
   };
-}
-
-function ordinalSeed(seed: unknown): number | undefined {
-  return Number.isSafeInteger(seed) && (seed as number) >= 0 && (seed as number) <= MOST_SEED
-    ? (seed as number)
-    : undefined;
 }
 
 function checkShape(options: SimulationOptions): { shape: ParallelShape; groups: number } {

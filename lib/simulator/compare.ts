@@ -4,7 +4,7 @@
  */
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { GimbalError } from '../errors.js';
+import { GimbalError, type GimbalErrorCode } from '../errors.js';
 import type { PlanProgress } from '../types.js';
 import { simulate } from './simulate.js';
 import type { SimulationOptions, SimulationResult } from './types.js';
@@ -123,7 +123,8 @@ interface Message {
   number: number;
   progress?: PlanProgress;
   result?: SimulationResult;
-  error?: GimbalError;
+  refused?: Refusal;
+  error?: unknown;
 }
 
 /** One thread, which takes runs until none is left. */
@@ -144,9 +145,9 @@ async function work(
       };
       signal?.addEventListener('abort', () => reject(signal.reason), { once: true });
       worker.on('error', reject);
-      worker.on('message', ({ number, progress, result, error }: Message) => {
+      worker.on('message', ({ number, progress, result, refused, error }: Message) => {
         if (progress !== undefined) told(number, progress);
-        else if (result === undefined) reject(revived(error));
+        else if (result === undefined) reject(refused === undefined ? error : revived(refused));
         else {
           results[number] = result;
           next();
@@ -159,10 +160,14 @@ async function work(
   }
 }
 
-/** Across threads an error keeps its fields and loses its class. */
-function revived(error: unknown): unknown {
-  const { code, message, field, expected, received } = (error ?? {}) as GimbalError;
-  if (code === undefined) return error;
+/** A GimbalError as data. */
+export interface Refusal {
+  code: GimbalErrorCode;
+  message: string;
+  detail: { field: string | undefined; expected: string | undefined; received: string | undefined };
+}
+
+function revived({ code, message, detail: { field, expected, received } }: Refusal): GimbalError {
   return new GimbalError(code, message, {
     ...(field === undefined ? {} : { field }),
     ...(expected === undefined ? {} : { expected }),

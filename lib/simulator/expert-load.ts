@@ -55,7 +55,7 @@ export class ExpertLoad {
   /** `[ranks][profiles]`: tokens in the batch, and tokens of steps since the window began. */
   readonly batch: Float64Array;
   readonly window: Float64Array;
-  /** `[layers][gpus]`: pairs of all steps since the last call of `takeMeans`, and those steps. */
+  /** `[layers][gpus]`: pairs of all steps. */
   readonly total: Float64Array;
 
   constructor(tables: RoutingTables, shape: GroupShape, placement: Int32Array, seed: number) {

@@ -16,6 +16,8 @@ import type { SimulationCounters, SimulationOptions, SimulationResult } from './
 
 /** Events between two looks at the signal, and two calls of the listener. */
 const EVENTS_PER_BREATH = 2000;
+/** Tokens of a prompt that fills a step, for the rate that the scheduler is told. */
+const USUAL_PROMPT = 2048;
 /** Kept from touching 0, where the scheduler refuses a rate. */
 const LEAST_RATE = 100;
 
@@ -117,7 +119,7 @@ class Simulation {
       decodes: 0,
       decodeContext: 0,
       prefillTokens: tokens,
-      prefillWork: tokens * Math.min(tokens, 2048),
+      prefillWork: tokens * Math.min(tokens, USUAL_PROMPT),
       chunks: 1,
       sampled: 1,
     };

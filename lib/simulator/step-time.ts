@@ -3,7 +3,7 @@
  * its batch. docs/SIMULATION.md has the formulas. Times in here are µs.
  */
 import { elementBytes, type Gemm, type Link, type ServedModel, type ServingHardware } from './hardware.js';
-import type { ProfileTables } from './tables.js';
+import { type Grid, lookUp, type ProfileTables } from './tables.js';
 import type { SimulatedAllToAll } from './types.js';
 
 /** What a rank computes in a step. */
@@ -78,7 +78,7 @@ export class StepTimer {
     let micros = 0;
     const measured = split === 1 ? this.#tables.decodeAttention : undefined;
     if (decodes > 0 && measured !== undefined) {
-      micros += measured.at(decodes, decodeContext / decodes);
+      micros += lookUp(measured, decodes, decodeContext / decodes);
     } else if (decodes > 0) {
       const bytes =
         keyValueBytesPerToken / layers / (keyValueHeads === 0 ? 1 : Math.min(split, keyValueHeads));
@@ -104,16 +104,16 @@ export class StepTimer {
   #attentionTable({ decodes, decodeContext, prefillTokens, prefillWork }: Batch): number {
     const table = this.#tables.attention!;
     const context = decodes === 0 ? 0 : decodeContext / decodes;
-    if (prefillTokens === 0) return decodes === 0 ? 0 : table.at(0, 0, decodes, context);
+    if (prefillTokens === 0) return decodes === 0 ? 0 : lookUp(table, 0, 0, decodes, context);
     const reach = prefillWork / prefillTokens;
     const chunk = Math.min(prefillTokens, this.#tables.largestChunk!);
     if (reach >= chunk) {
-      const once = table.at(chunk, (reach - chunk) / 2, decodes, context);
+      const once = lookUp(table, chunk, (reach - chunk) / 2, decodes, context);
       const again = prefillTokens / chunk - 1;
-      return again === 0 ? once : once + again * table.at(chunk, (reach - chunk) / 2, 0, 0);
+      return again === 0 ? once : once + again * lookUp(table, chunk, (reach - chunk) / 2, 0, 0);
     }
-    const further = Math.max(0, table.at(reach, 0, 0, 0) - table.at(0, 0, 1, 1));
-    return table.at(reach, 0, decodes, context) + (prefillTokens / reach - 1) * further;
+    const further = Math.max(0, lookUp(table, reach, 0, 0, 0) - lookUp(table, 0, 0, 1, 1));
+    return lookUp(table, reach, 0, decodes, context) + (prefillTokens / reach - 1) * further;
   }
 
   /** A layer besides attention, experts and their collectives, for a rank padded to `tokens`. */
@@ -138,13 +138,10 @@ export class StepTimer {
     }
     const small = (count: number) =>
       ['layernorm', 'layernorm', 'qk_norm', 'rotary_emb'].reduce(
-        (sum, name) => sum + (measured.get(name)?.at(count) ?? 0),
+        (sum, name) => sum + timeOf(measured, name, count),
         0,
       );
-    const large = ['qkv_proj', 'o_proj'].reduce(
-      (sum, name) => sum + (measured.get(name)?.at(tokens) ?? 0),
-      0,
-    );
+    const large = ['qkv_proj', 'o_proj'].reduce((sum, name) => sum + timeOf(measured, name, tokens), 0);
     // Norms and rotary embedding are measured; of the constant, only the router's choice is left.
     return small(tokens) + large + CHOICE_MICROS + split + rest;
   }
@@ -162,7 +159,7 @@ export class StepTimer {
   experts(active: number, pairs: number, tokens: number): number {
     const { topK } = this.#model;
     if (pairs <= 0) return 0;
-    if (this.#tables.moe !== undefined) return this.#tables.moe.at(pairs / topK, active);
+    if (this.#tables.moe !== undefined) return lookUp(this.#tables.moe, pairs / topK, active);
     return this.#expertsFit(active, pairs, tokens) * this.#expertsCorrection(pairs / topK);
   }
 
@@ -175,7 +172,7 @@ export class StepTimer {
     let ratio = this.#corrections.get(whole);
     if (ratio === undefined) {
       const active = experts * (1 - (1 - topK / experts) ** whole);
-      ratio = measured.at(whole) / this.#expertsFit(active, whole * topK, whole);
+      ratio = lookUp(measured, whole) / this.#expertsFit(active, whole * topK, whole);
       this.#corrections.set(whole, ratio);
     }
     return ratio;
@@ -245,7 +242,13 @@ export class StepTimer {
     const head =
       measured === undefined || this.#shape.tensorParallel > 1
         ? this.#gemm({ rows: hiddenSize, columns: vocabulary, split: true }, rows)
-        : (measured.get('lm_head')?.at(rows) ?? 0) + (measured.get('sampler')?.at(rows) ?? 0);
+        : timeOf(measured, 'lm_head', rows) + timeOf(measured, 'sampler', rows);
     return (this.#shape.hidesStep ? 0 : this.#hardware.stepMicros) + (rows === 0 ? 0 : head);
   }
+}
+
+/** 0 where the table has no such kernel. */
+function timeOf(tables: Map<string, Grid>, name: string, at: number): number {
+  const grid = tables.get(name);
+  return grid === undefined ? 0 : lookUp(grid, at);
 }

@@ -12,27 +12,25 @@ import type { ServedModel } from './hardware.js';
 
 const MOST_BYTES = 256 * 1024 * 1024;
 
-/** A node of a ragged grid: ascending keys, each with a value or with a node of the next dimension. */
-interface GridNode {
+/**
+ * A function of one to four numbers, known at points whose later coordinates may differ from branch to branch: ascending keys, each
+ * with a value or with a grid of the next coordinate. Plain data, so that it can go to another thread.
+ */
+export interface Grid {
   keys: number[];
-  below: (GridNode | number)[];
+  below: (Grid | number)[];
 }
 
-/** A function of one to four numbers, known at points whose later coordinates may differ from branch to branch. */
-export class Grid {
-  private constructor(private readonly root: GridNode) {}
-
-  /** `points`: [...coordinates, value]. */
-  static of(points: readonly (readonly number[])[]): Grid {
-    return new Grid(branch([...points], 0));
-  }
-
-  at(...coordinates: number[]): number {
-    return interpolate(this.root, coordinates, 0);
-  }
+/** `points`: [...coordinates, value]. */
+export function gridOf(points: readonly (readonly number[])[]): Grid {
+  return branch([...points], 0);
 }
 
-function branch(points: (readonly number[])[], depth: number): GridNode {
+export function lookUp(grid: Grid, ...coordinates: number[]): number {
+  return interpolate(grid, coordinates, 0);
+}
+
+function branch(points: (readonly number[])[], depth: number): Grid {
   const byKey = new Map<number, (readonly number[])[]>();
   for (const point of points) {
     const key = point[depth]!;
@@ -51,7 +49,7 @@ function branch(points: (readonly number[])[], depth: number): GridNode {
   return { keys, below };
 }
 
-function interpolate({ keys, below }: GridNode, coordinates: readonly number[], depth: number): number {
+function interpolate({ keys, below }: Grid, coordinates: readonly number[], depth: number): number {
   const value = (index: number): number => {
     const node = below[index]!;
     return typeof node === 'number' ? node : interpolate(node, coordinates, depth + 1);
@@ -102,14 +100,14 @@ const KINDS: { columns: string[]; read(rows: Row[], tables: ProfileTables): void
     columns: ['prefill_chunk', 'kv_prefill', 'n_decode', 'kv_decode', 'time_us'],
     read: (rows, tables) => {
       const points = numbers(rows, ['prefill_chunk', 'kv_prefill', 'n_decode', 'kv_decode', 'time_us']);
-      tables.attention = Grid.of(points);
+      tables.attention = gridOf(points);
       tables.largestChunk = points.reduce((most, [chunk]) => Math.max(most, chunk!), 0);
     },
   },
   {
     columns: ['tokens', 'activated_experts', 'time_us'],
     read: (rows, tables) => {
-      tables.moe = Grid.of(numbers(rows, ['tokens', 'activated_experts', 'time_us']));
+      tables.moe = gridOf(numbers(rows, ['tokens', 'activated_experts', 'time_us']));
     },
   },
   {
@@ -143,7 +141,7 @@ function readMany(rows: Row[], tables: ProfileTables, model: ServedModel): void 
   );
   // `step` tokens are cached, and the new one is looked at too.
   if (decode.length > 0) {
-    tables.decodeAttention = Grid.of(
+    tables.decodeAttention = gridOf(
       numbers(decode, ['batch_size', 'step', 'latency']).map(([batch, step, ms]) => [
         batch!,
         step! + 1,
@@ -166,7 +164,7 @@ function readMany(rows: Row[], tables: ProfileTables, model: ServedModel): void 
       }),
   );
   if (moe.length > 0) {
-    tables.moeByTokens = Grid.of(
+    tables.moeByTokens = gridOf(
       numbers(moe, ['num_tokens', 'latency']).map(([tokens, ms]) => [tokens!, ms! * MICROS_PER_MILLI]),
     );
   }
@@ -228,5 +226,5 @@ function numbers(rows: Row[], columns: string[]): number[][] {
 function byName(rows: Row[], column: string): Map<string, Grid> {
   const grouped = new Map<string, Row[]>();
   for (const row of rows) grouped.set(row.layer!, [...(grouped.get(row.layer!) ?? []), row]);
-  return new Map([...grouped].map(([name, own]) => [name, Grid.of(numbers(own, [column, 'time_us']))]));
+  return new Map([...grouped].map(([name, own]) => [name, gridOf(numbers(own, [column, 'time_us']))]));
 }

@@ -9,7 +9,7 @@ import { Routing } from '../../lib/simulator/routing.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import { type GroupShape, StepTimer } from '../../lib/simulator/step-time.js';
 import { kolmogorovSmirnov } from '../../lib/simulator/summary.js';
-import { Grid } from '../../lib/simulator/tables.js';
+import { gridOf, lookUp } from '../../lib/simulator/tables.js';
 import type { PlacementProblem } from '../../lib/types.js';
 import { BASE, HARDWARE, MODEL, randomTrace } from './simulator-fixture.js';
 
@@ -86,18 +86,18 @@ describe('step times', () => {
   });
 
   it('tables: linear between points, in a line beyond the last two, ragged', () => {
-    const grid = Grid.of([
+    const grid = gridOf([
       [0, 0, 1],
       [0, 10, 3],
       [10, 0, 5],
       [10, 20, 25],
     ]);
-    expect(grid.at(0, 5)).toBe(2);
-    expect(grid.at(10, 5)).toBe(10);
-    expect(grid.at(5, 5)).toBe(6);
-    expect(grid.at(0, 20)).toBe(5);
-    expect(grid.at(20, 0)).toBe(9);
-    expect(grid.at(-1, 0)).toBe(1);
+    expect(lookUp(grid, 0, 5)).toBe(2);
+    expect(lookUp(grid, 10, 5)).toBe(10);
+    expect(lookUp(grid, 5, 5)).toBe(6);
+    expect(lookUp(grid, 0, 20)).toBe(5);
+    expect(lookUp(grid, 20, 0)).toBe(9);
+    expect(lookUp(grid, -1, 0)).toBe(1);
   });
 });
 
