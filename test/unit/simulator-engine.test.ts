@@ -1,5 +1,6 @@
 /** One engine, step by step: what is in each batch, and who gives way. */
 import { describe, expect, it } from 'vitest';
+import type { QueuePolicy } from '../../lib/dispatch/types.js';
 import { Engine, type EngineLimits } from '../../lib/simulator/engine.js';
 import { RequestColumns } from '../../lib/simulator/requests.js';
 import type { SimulatedRequest } from '../../lib/simulator/types.js';
@@ -35,7 +36,7 @@ function make(
     leaves: tell('leaves'),
     preempted: tell('preempted'),
   };
-  const engine = new Engine(requests, { ...LIMITS, ...limits }, { policy: 'fcfs' }, () => 100, events);
+  const engine = new Engine(requests, { ...LIMITS, ...limits }, { policy }, () => 100, events);
   const step = () => {
     engine.plan();
     const chunks = engine.chunks.map(({ id, tokens }) => [id, tokens]);
@@ -135,7 +136,8 @@ describe('an engine', () => {
     expect(step().chunks).toEqual([[1, 17]]);
   });
 
-  it('lets nobody in behind one that it has just preempted', () => {
+  it('lets nobody in in the step that preempts', () => {
+    // The shortest goes first, and the block that is free would do for it.
     const { engine, step } = make(
       [
         [16, 30],
@@ -143,6 +145,7 @@ describe('an engine', () => {
         [1, 2],
       ],
       { kvBlocks: 3 },
+      'spf',
     );
     engine.enqueue(0, false);
     engine.enqueue(1, false);
@@ -151,6 +154,7 @@ describe('an engine', () => {
     const { chunks, told } = step();
     expect(told).toContain('preempted 1');
     expect(chunks).toEqual([]);
+    expect(step().chunks).toEqual([[2, 1]]);
   });
 
   it('finds a prompt’s blocks again, whole ones only, and computes at least the last token', () => {
