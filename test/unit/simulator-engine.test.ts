@@ -16,6 +16,7 @@ const LIMITS: EngineLimits = {
 function make(
   trace: [input: number, output: number, hashes?: number[]][],
   limits: Partial<EngineLimits> = {},
+  policy: QueuePolicy = 'fcfs',
 ) {
   const requests = new RequestColumns(
     trace.map(

@@ -188,4 +188,29 @@ describe('lockstep', () => {
     const aloneApart = await simulate({ ...calm, ep: 1, trace: [long] });
     expect(first(apart)).toBeCloseTo(first(aloneApart), 0);
   });
+
+  it('a step lasts as long as its slowest rank, and no longer', async () => {
+    // Attention is all that counts.
+    const slow = { ...HARDWARE, attention: { ...HARDWARE.attention, prefillTflops: 0.001 } };
+    const prompt = { arrivalMs: 0, inputTokens: 200, outputTokens: 1 };
+    const first = async (trace: (typeof prompt)[]) =>
+      (await simulate({ ...calm, hardware: slow, trace })).requests[0]!.firstTokenMs;
+    const [one, two] = [await first([prompt]), await first([prompt, prompt])];
+    expect(one).toBeGreaterThan(300);
+    expect(two / one).toBeCloseTo(1, 2);
+  });
+
+  it('small batches are padded to the largest of the group, and large ones are not', async () => {
+    // Links are all that counts.
+    const link = { micros: 0, GBps: 0.01 };
+    const slow = { ...HARDWARE, links: [{ gpus: 8, allToAll: link, allGather: link, reduceScatter: link }] };
+    const prompt = { arrivalMs: 0, inputTokens: 200, outputTokens: 1 };
+    const first = async (padUpToTokens: number, trace: (typeof prompt)[]) => {
+      const engine = { ...BASE.engine, padUpToTokens };
+      return (await simulate({ ...calm, hardware: slow, engine, trace })).requests[0]!.firstTokenMs;
+    };
+    const both = await first(512, [prompt, prompt]);
+    expect((await first(512, [prompt])) / both).toBeCloseTo(1, 1);
+    expect((await first(199, [prompt])) / both).toBeCloseTo(0.5, 1);
+  });
 });
