@@ -56,6 +56,8 @@ describe('step times', () => {
     // 100 tokens of 1000 elements of 2 B: 200 kB, of which half moves, each way.
     expect(timer().gatherScatter(100, 50)).toBeCloseTo(2 * (10 + 1), 9);
     expect(timer({ ranks: 1 }).gatherScatter(100, 100)).toBe(0);
+    // Four ranks on two nodes: half crosses, over two network links a node, at 10 GB/s.
+    expect(timer({ ranks: 4, nodes: 2 }).gatherScatter(100, 25)).toBeCloseTo(2 * (10 + 30 + 5), 9);
     // 40 copies of 2000 B at 100 GB/s each way; across nodes 10 GB/s and 30 µs more.
     expect(timer().allToAll(40, 0)).toBeCloseTo(2 * (10 + 0.8), 9);
     expect(timer({ ranks: 4, nodes: 2 }).allToAll(40, 20)).toBeCloseTo(2 * (10 + 30 + 4), 9);
