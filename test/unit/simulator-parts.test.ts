@@ -73,6 +73,8 @@ describe('step times', () => {
     expect(timer().layer(10, true)).toBeCloseTo(1000 + one, 6);
     const split = gemm(1000, 1200, 0.6e6, 10) + gemm(800, 1000, 0.4e6, 10);
     expect(timer({ tensorParallel: 2 }).layer(10, true)).toBeCloseTo(1000 + split + 10 + 0.2, 6);
+    // A layer without experts adds up what its products gave, too.
+    expect(timer({ tensorParallel: 2 }).layer(10, false)).toBeCloseTo(1000 + split + 2 * (10 + 0.2), 6);
   });
 
   it('a step: the engine’s own time unless it is hidden', () => {
