@@ -65,6 +65,46 @@ export {
   models,
   type Precision,
 } from './presets.js';
+export {
+  findServedModel,
+  findServingHardware,
+  type Gemm,
+  type Link,
+  type ServedModel,
+  type ServingHardware,
+  servedModels,
+  servingHardware,
+} from './simulator/hardware.js';
+export { findPolicy, type PolicyName, simulatedPolicies } from './simulator/policies.js';
+export { type LengthShape, lengthShapes, type SyntheticOptions, syntheticTrace } from './simulator/shapes.js';
+export { simulate } from './simulator/simulate.js';
+export { type ProfileTables, type ReadTablesOptions, readProfileTables } from './simulator/tables.js';
+export {
+  atRate,
+  type ReadTraceOptions,
+  type RecordedTrace,
+  readTrace,
+  scaleArrivals,
+  type TraceFormat,
+  traceFormats,
+} from './simulator/traces.js';
+export type {
+  Distribution,
+  EngineSettings,
+  PacingSettings,
+  PlacementPlanner,
+  Rearrangement,
+  RequestOutcome,
+  SimulatedAllToAll,
+  SimulatedPolicy,
+  SimulatedRequest,
+  SimulatedRouting,
+  SimulationCounters,
+  SimulationOptions,
+  SimulationResult,
+  SimulationSeries,
+  SimulationSummary,
+} from './simulator/types.js';
 export { decodeKvEvents } from './telemetry/kv-events.js';
 export { KvEventFeed } from './telemetry/kv-feed.js';
 export { KvBlockIndex } from './telemetry/kv-index.js';

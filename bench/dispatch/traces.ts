@@ -17,7 +17,10 @@ export interface Trace {
   requests: TraceRequest[];
 }
 
-const RECORDED = join(__dirname, '..', '..', '..', 'shared', 'data', 'requests');
+const RECORDED = join(
+  process.env.GIMBAL_TEST_DATA ?? join(__dirname, '..', '..', '..', 'shared', 'data'),
+  'requests',
+);
 const AZURE = join(RECORDED, 'azure_llm_2023_conv.csv');
 const MOONCAKE = join(RECORDED, 'mooncake_conversation.jsonl');
 

@@ -64,6 +64,30 @@ export function milliseconds(option: string): (text: string) => number {
   };
 }
 
+/** A number above 0. */
+export function positive(option: string, example: string): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!/^\d+(\.\d+)?$/.test(text) || !(value > 0))
+      throw takes(option, 'a number above 0', text, `${option} ${example}`);
+    return value;
+  };
+}
+
+/** `ttft=1000,tpot=50`, in ms; what is not named keeps its default. */
+export function slo(text: string): { ttftMs?: number; tpotMs?: number } {
+  const result: { ttftMs?: number; tpotMs?: number } = {};
+  for (const part of text.split(',')) {
+    const match = /^(ttft|tpot)=(\d+(?:\.\d+)?)$/.exec(part.trim());
+    const value = Number(match?.[2]);
+    if (match === null || !(value > 0)) {
+      throw takes('--slo', 'ttft=MS and tpot=MS', text, '--slo ttft=1000,tpot=50');
+    }
+    result[match[1] === 'ttft' ? 'ttftMs' : 'tpotMs'] = value;
+  }
+  return result;
+}
+
 export function oneOf<T extends string>(option: string, names: readonly T[]): (text: string) => T {
   return (text) => {
     const found = names.find((name) => name === text.toLowerCase());

@@ -3,6 +3,11 @@
  */
 import { Command, Option } from 'commander';
 import { POLICIES } from '../dispatch/validate.js';
+import { ALL_TO_ALLS } from '../simulator/check.js';
+import { servedModels, servingHardware } from '../simulator/hardware.js';
+import { simulatedPolicies } from '../simulator/policies.js';
+import { lengthShapes } from '../simulator/shapes.js';
+import { traceFormats } from '../simulator/traces.js';
 import { backendsCommand } from './backends-command.js';
 import type { Context } from './context.js';
 import { type DiffOptions, diffCommand } from './diff-command.js';
@@ -17,8 +22,10 @@ import {
   LOG_LEVELS,
   milliseconds,
   oneOf,
+  positive,
   REPLICA_CHOICES,
   seed,
+  slo,
   slots,
   timeNs,
   weights,
@@ -27,8 +34,9 @@ import {
 import { type PlanCommandOptions, planCommand } from './plan-command.js';
 import { countsFormatNames, hardwareNames, modelNames } from './problem.js';
 import type { ServeOptions } from './serve-command.js';
+import { type SimulateOptions, simulateCommand } from './simulate-command.js';
 
-export const commandNames = ['plan', 'evaluate', 'diff', 'serve', 'backends'] as const;
+export const commandNames = ['plan', 'evaluate', 'diff', 'simulate', 'serve', 'backends'] as const;
 
 const EXIT_CODES = `
 Exit codes:
@@ -68,6 +76,7 @@ ${EXIT_CODES}`,
   addPlan(program, context);
   addEvaluate(program, context);
   addDiff(program, context);
+  addSimulate(program, context);
   addServe(program, context);
   addBackends(program, context);
   for (const command of [program, ...program.commands]) quieten(command, context);
@@ -348,6 +357,119 @@ ${EXIT_CODES}`,
       const { serveCommand } = await import('./serve-command.js');
       await serveCommand(options, context);
     });
+}
+
+function addSimulate(program: Command, context: Context): void {
+  program
+    .command('simulate')
+    .description(
+      'What policies would do to your traffic: a simulated cluster of lockstep engines, not a measured one.',
+    )
+    .option(
+      '--trace <file>',
+      'requests: Azure, BurstGPT, Mooncake, vLLM’s benchmark, or CSV/JSONL of your own',
+    )
+    .addOption(
+      new Option(
+        '--trace-format <name>',
+        `where the content does not tell: ${traceFormats.join(', ')}`,
+      ).argParser(oneOf('--trace-format', traceFormats)),
+    )
+    .addOption(
+      new Option(
+        '--synthetic <shape>',
+        `seeded traffic in place of a trace: ${lengthShapes.join(', ')}`,
+      ).argParser(oneOf('--synthetic', lengthShapes)),
+    )
+    .option(
+      '--requests <n>',
+      'so many of the first (default: all; synthetic: 2000)',
+      wholeNumber('--requests', 1, '2000'),
+    )
+    .option(
+      '--rate <n>',
+      'requests a second in the mean (default: as recorded; synthetic: 4)',
+      positive('--rate', '4'),
+    )
+    .option(
+      '--scale-arrivals <x>',
+      'multiply times of arrival: 0.5 doubles the load',
+      positive('--scale-arrivals', '0.5'),
+    )
+    .requiredOption('--model <name>', Object.keys(servedModels).join(', '))
+    .requiredOption('--hardware <name>', Object.keys(servingHardware).join(', '))
+    .option('--dp <n>', 'data-parallel engines in all', wholeNumber('--dp', 1, '2'), 1)
+    .option('--tp <n>', 'GPUs of an engine', wholeNumber('--tp', 1, '2'), 1)
+    .option('--ep <n>', 'GPUs over which experts are spread (default: dp · tp)', wholeNumber('--ep', 1, '4'))
+    .option('--nodes <n>', 'over which the GPUs are spread', wholeNumber('--nodes', 1, '4'), 1)
+    .option(
+      '--max-num-seqs <n>',
+      'requests that run at once on an engine',
+      wholeNumber('--max-num-seqs', 1, '256'),
+    )
+    .option(
+      '--max-num-batched-tokens <n>',
+      'tokens of a step',
+      wholeNumber('--max-num-batched-tokens', 1, '8192'),
+    )
+    .option(
+      '--kv-blocks <n>',
+      'of 16 tokens, on an engine (default: what memory leaves)',
+      wholeNumber('--kv-blocks', 1, '32000'),
+    )
+    .addOption(
+      new Option('--all-to-all <kind>', `how tokens travel: ${ALL_TO_ALLS.join(', ')}`).argParser(
+        oneOf('--all-to-all', ALL_TO_ALLS),
+      ),
+    )
+    .option(
+      '--routing <file...>',
+      'routing counts as plan takes them; each source is a topic (default: a generative model)',
+    )
+    .option('--sigma <x>', 'spread of the generative model’s expert popularity', positive('--sigma', '0.5'))
+    .option(
+      '--policy <name...>',
+      `to compare, the first is the base: ${Object.keys(simulatedPolicies).join(', ')}, or dispatch/queue/placement`,
+      ['vllm', 'gimbal'],
+    )
+    .option(
+      '--pacing [tokens]',
+      'gimbal holds prefill back at the gateway beyond so many tokens an engine',
+      wholeNumber('--pacing', 1, '2048'),
+    )
+    .option(
+      '--redundant-experts <n>',
+      'physical experts beyond the logical ones',
+      wholeNumber('--redundant-experts', 0, '16'),
+    )
+    .option(
+      '--rearrange-every <steps>',
+      'plan placements so often (default: 3000)',
+      wholeNumber('--rearrange-every', 1, '3000'),
+    )
+    .option('--profiles <folder>', 'measured kernels as CSV, in place of the built-in fits')
+    .option('--slo <list>', 'what counts as good, ms', slo)
+    .option('--seed <n>', 'of the first run', wholeNumber('--seed', 0, '7'), 0)
+    .option('--seeds <n>', 'runs of each policy, for confidence intervals', wholeNumber('--seeds', 1, '5'), 1)
+    .option('--threads <n>', 'runs at once; the result is the same', wholeNumber('--threads', 1, '4'), 1)
+    .option('--log <file>', 'write a line of JSON for each request')
+    .option('--report <file>', 'write an HTML page with charts that opens offline')
+    .option('--json', 'print one JSON document instead of the table')
+    .option('--progress', 'tell progress on stderr even where it is no terminal')
+    .option('--no-progress', 'tell no progress')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  # Two engines of two H100s each under vLLM's rules and under gimbal's, on your own traffic:
+  gimbal simulate --trace requests.csv --model qwen3-30b-a3b --hardware h100 --dp 2 --tp 2
+
+  # Synthetic traffic near saturation, five seeds on four threads, with a page of charts:
+  gimbal simulate --synthetic two-end --rate 60 --requests 5000 --model qwen3-30b-a3b --hardware h100 \\
+    --dp 2 --tp 2 --policy vllm sglang gimbal --seeds 5 --threads 4 --report simulation.html
+${EXIT_CODES}`,
+    )
+    .action((options: SimulateOptions) => simulateCommand(options, context));
 }
 
 function addBackends(program: Command, context: Context): void {

@@ -143,7 +143,7 @@ function withoutSecrets(config: GatewayConfig): GatewayConfig {
 }
 
 function withoutPassword(url: string): string {
-  return url.replace(/(\/\/[^/@]*:)[^/]*@/, '$1…@');
+  return url.replace(/(\/\/[^/@:]*:).*@/, '$1…@');
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

@@ -175,7 +175,11 @@ export class Fleet {
 
   /** Whether some engine takes requests, now or when it has room again. */
   get isServing(): boolean {
-    return this.#named.some(({ target, server }) => server.stateOf(target) === 'active');
+    return this.#named.some(({ target }) => this.serves(target));
+  }
+
+  serves(target: FleetEngine): boolean {
+    return this.#engines[target.engine]!.server.stateOf(target) === 'active';
   }
 
   /**

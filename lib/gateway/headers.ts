@@ -58,12 +58,11 @@ export function answeredHeaders(headers: IncomingHttpHeaders, requestId: string)
 }
 
 function without(headers: IncomingHttpHeaders, dropped: ReadonlySet<string>): HeaderBag {
-  // `Connection` names further headers of its connection.
-  const named =
-    headers.connection
-      ?.toLowerCase()
-      .split(',')
-      .map((name) => name.trim()) ?? [];
+  // `Connection` names further headers of its connection; an answer's may be an array, whatever its type says.
+  const named = String(headers.connection ?? '')
+    .toLowerCase()
+    .split(',')
+    .map((name) => name.trim());
   const kept: HeaderBag = {};
   for (const [name, value] of Object.entries(headers)) {
     if (value !== undefined && !dropped.has(name) && !named.includes(name)) kept[name] = value;

@@ -282,9 +282,13 @@ class Exchange {
     if (outcome.kind !== 'held') return 'over';
     if (isGarbage(outcome.answer)) return 'again';
     if (!WORTH_ANOTHER.includes(outcome.answer.status)) return 'over';
-    // The engine has given an answer; the same one would most likely give it again.
-    const isNew = (engine: FleetEngine) => engine !== target && !tried.includes(engine);
-    return this.#parts.fleet.targets.some(isNew) ? 'again' : 'over';
+    // The engine has given an answer; the same one would most likely give it again. It gets no request while its server stands
+    // aside, so then the others can be waited for; else they must be there.
+    const { fleet } = this.#parts;
+    const standsAside = isUnavailable(outcome.answer);
+    const isNew = (engine: FleetEngine) =>
+      engine !== target && !tried.includes(engine) && (standsAside || fleet.serves(engine));
+    return fleet.targets.some(isNew) ? 'again' : 'over';
   }
 
   /** The ledger and the health of the engine. */

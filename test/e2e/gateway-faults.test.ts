@@ -213,6 +213,19 @@ describe('where every engine fails', () => {
     },
   );
 
+  it.each([500, 429])('with %d, and the others sleep, it is asked once all the same', async (status) => {
+    const [awake, asleep] = [await stage.standIn(), await stage.standIn()];
+    awake.fault({ kind: 'status', status }, ALWAYS);
+    asleep.asleep = true;
+    const { url, gateway } = await stage.gateway({ servers: serversOf([awake, asleep]) });
+    await until(async () => {
+      const states = (await gateway.snapshot()).engines.map(({ state }) => state);
+      expect(states).toEqual(['active', 'asleep']);
+    });
+    expect((await ask(url, chat('x').body)).status).toBe(status);
+    expect(awake.requests).toHaveLength(1);
+  });
+
   it('JSON with space around it is none of the garbage', async () => {
     const text = '\n \r\n{"choices": []}\n';
     const engine = await scripted(stage, (response) =>

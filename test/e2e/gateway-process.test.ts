@@ -80,7 +80,7 @@ describe('gimbal serve', () => {
 
   it('prints what its configuration comes to, without the secrets in it', async () => {
     const servers = [{ url: 'http://127.0.0.1:1', apiKey: 's3cret' }];
-    const redis = { url: 'rediss://gateway:s3cret@redis.internal:6379/0' };
+    const redis = { url: 'rediss://gateway:s3cret:@s3cret@redis.internal:6379/0' };
     const file = await write('gateway.yaml', JSON.stringify({ servers, redis, apiKeys: ['s3cret'] }));
     const { code, stdout } = await GatewayProcess.ran('--config', file, '--check');
     expect(code).toBe(0);

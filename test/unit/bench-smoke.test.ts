@@ -17,8 +17,15 @@ import {
   writeJson,
 } from '../../bench/harness.js';
 import { placementBenches } from '../../bench/placement/index.js';
+import { simulatorBenches } from '../../bench/simulator/index.js';
 
-const benches = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...gatewayBenches];
+const benches = [
+  ...placementBenches,
+  ...gpuBenches,
+  ...dispatchBenches,
+  ...gatewayBenches,
+  ...simulatorBenches,
+];
 
 describe('benches, small', () => {
   it.each(benches.map((bench) => [bench.name, bench] as const))(

@@ -22,6 +22,7 @@ import { dispatchBenches } from '../../bench/dispatch/index.js';
 import { gatewayBenches } from '../../bench/gateway/index.js';
 import { gpuBenches } from '../../bench/gpu/index.js';
 import { placementBenches } from '../../bench/placement/index.js';
+import { simulatorBenches } from '../../bench/simulator/index.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
 import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
@@ -33,7 +34,13 @@ import { makeProblem, SMALL } from '../support/problems.js';
 import { npy } from './cli-fixture.js';
 
 const ROOT = path.join(__dirname, '..', '..');
-const BENCHES = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...gatewayBenches];
+const BENCHES = [
+  ...placementBenches,
+  ...gpuBenches,
+  ...dispatchBenches,
+  ...gatewayBenches,
+  ...simulatorBenches,
+];
 const PAGES = [
   'README.md',
   'CHANGELOG.md',

@@ -468,6 +468,9 @@ describe('headers', () => {
       'r',
     );
     expect(answered).toEqual({ 'set-cookie': ['a', 'b'], 'x-request-id': 'r' });
+    // As undici gives it where it stands in several lines.
+    const lines = { connection: ['close', 'x-a'] as never, 'x-a': '1' };
+    expect(answeredHeaders(lines, 'r')).toEqual({ 'x-request-id': 'r' });
   });
 
   it("name a request by the client's id where it can be logged", () => {

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import { smallProblem } from '../../bench/workloads.js';
+import { escapeHtml, escapeJson } from '../../lib/report/escape.js';
 import { placementFigures } from '../../lib/report/figures.js';
 import { homeGpus, layerFlow } from '../../lib/report/flow.js';
 import {
@@ -13,7 +14,7 @@ import {
   formatTick,
   formatTime,
 } from '../../lib/report/format.js';
-import { escapeHtml, escapeJson, renderReport, shellLine } from '../../lib/report/html.js';
+import { renderReport, shellLine } from '../../lib/report/html.js';
 import { summarySentences } from '../../lib/report/summary.js';
 import type { PlacementProblem } from '../../lib/types.js';
 import { balanceOf, evaluateNaive } from '../reference/naive.js';

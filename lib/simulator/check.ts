@@ -1,0 +1,322 @@
+/** The border of the simulator: options are checked by name and filled in before anything runs. */
+import {
+  aboveZero,
+  atLeastZero,
+  boolean,
+  checkKeys,
+  count,
+  describe,
+  invalid,
+  oneOf,
+  ordinal,
+} from '../checks.js';
+import { POLICIES, QUEUE_POLICIES } from '../dispatch/validate.js';
+import {
+  findServedModel,
+  findServingHardware,
+  type ServedModel,
+  type ServingHardware,
+  weightBytes,
+} from './hardware.js';
+import { BLOCK_TOKENS, blocksFor } from './kv-cache.js';
+import type { GroupShape } from './step-time.js';
+import type {
+  EngineSettings,
+  PacingSettings,
+  Rearrangement,
+  SimulatedPolicy,
+  SimulatedRouting,
+  SimulationOptions,
+} from './types.js';
+
+export const ALL_TO_ALLS = ['allgather-reducescatter', 'a2a-pairs', 'a2a-dedup'] as const;
+export const PLACEMENTS = ['static', 'eplb', 'gimbal'] as const;
+const MEMORY_SHARE = 0.9;
+const ACTIVATION_GB = 4;
+/** What vLLM chooses on GPUs of the H100's class, and on lesser ones. */
+const H100_CLASS_TFLOPS = 900;
+const USUAL_BATCH = 8192;
+const USUAL_SEQS = 1024;
+const A100_BATCH = 2048;
+const A100_SEQS = 256;
+
+/** What the numbers of engines and GPUs give. */
+type ParallelShape = Pick<GroupShape, 'ranks' | 'tensorParallel' | 'nodes'>;
+
+export interface CheckedSimulation {
+  model: ServedModel;
+  hardware: ServingHardware;
+  groups: number;
+  shape: GroupShape;
+  engine: Required<EngineSettings>;
+  routing: SimulatedRouting;
+  policy: Required<Omit<SimulatedPolicy, 'agingTokensPerSecond' | 'pacing' | 'weights'>> & {
+    weights: SimulatedPolicy['weights'];
+    pacing: Required<PacingSettings> | undefined;
+    agingTokensPerSecond: number | undefined;
+  };
+  rearrangement: Rearrangement;
+  slo: { ttftMs: number; tpotMs: number };
+  seriesEveryMs: number;
+  seed: number;
+}
+
+export function checkSimulation(options: SimulationOptions): CheckedSimulation {
+  checkKeys('options', options, [
+    'trace',
+    'model',
+    'hardware',
+    'dp',
+    'tp',
+    'ep',
+    'nodes',
+    'engine',
+    'routing',
+    'policy',
+    'rearrangement',
+    'tables',
+    'slo',
+    'seriesEveryMs',
+    'seed',
+    'signal',
+    'onProgress',
+  ]);
+  const model = typeof options.model === 'string' ? findServedModel(options.model) : options.model;
+  const hardware =
+    typeof options.hardware === 'string' ? findServingHardware(options.hardware) : options.hardware;
+  const { shape, groups } = checkShape(options);
+  const redundant = options.rearrangement?.redundantExperts ?? 0;
+  const gpus = shape.ranks * shape.tensorParallel;
+  const slotsPerGpu = Math.ceil((model.experts + redundant) / gpus);
+  const engine = checkEngine(options.engine, model, hardware, shape, slotsPerGpu);
+  checkTrace(options.trace, engine.kvBlocks);
+  const last = options.trace.at(-1)!.arrivalMs;
+  const { seed = 0, slo = {} } = options;
+  if (!(Number.isSafeInteger(seed) && seed >= 0)) {
+    throw invalid('options.seed', 'a safe integer of at least 0', describe(seed));
+  }
+  checkKeys('options.slo', slo, ['ttftMs', 'tpotMs']);
+  return {
+    model,
+    hardware,
+    groups,
+    shape: {
+      ...shape,
+      allToAll: engine.allToAll,
+      hidesStep: engine.asyncScheduling,
+      padUpToTokens: engine.padUpToTokens,
+    },
+    engine,
+    routing: checkRouting(options.routing),
+    policy: checkPolicy(options.policy),
+    rearrangement: checkRearrangement(options.rearrangement),
+    slo: {
+      ttftMs: aboveZero('options.slo.ttftMs', slo.ttftMs ?? 1000),
+      tpotMs: aboveZero('options.slo.tpotMs', slo.tpotMs ?? 50),
+    },
+    seriesEveryMs: aboveZero('options.seriesEveryMs', options.seriesEveryMs ?? Math.max(1000, last / 100)),
+    seed,
+  };
+}
+
+function checkShape(options: SimulationOptions): { shape: ParallelShape; groups: number } {
+  const dp = count('options.dp', options.dp);
+  const tp = count('options.tp', options.tp ?? 1);
+  const ep = count('options.ep', options.ep ?? dp * tp);
+  const nodes = count('options.nodes', options.nodes ?? 1);
+  if ((dp * tp) % ep !== 0 || ep % tp !== 0) {
+    throw invalid('options.ep', `a divisor of dp · tp = ${dp * tp} and a multiple of tp = ${tp}`, `${ep}`);
+  }
+  const groups = (dp * tp) / ep;
+  const groupNodes = Math.max(1, nodes / groups);
+  if (!Number.isInteger(groupNodes) || ep % groupNodes !== 0 || (ep / groupNodes) % tp !== 0) {
+    throw invalid('options.nodes', `nodes that share ${dp * tp} GPUs, whole engines each`, `${nodes}`);
+  }
+  return { shape: { ranks: ep / tp, tensorParallel: tp, nodes: groupNodes }, groups };
+}
+
+function checkEngine(
+  given: EngineSettings = {},
+  model: ServedModel,
+  hardware: ServingHardware,
+  shape: ParallelShape,
+  slotsPerGpu: number,
+): Required<EngineSettings> {
+  checkKeys('options.engine', given, [
+    'maxNumSeqs',
+    'maxNumBatchedTokens',
+    'kvBlocks',
+    'allToAll',
+    'prefixCaching',
+    'asyncScheduling',
+    'padUpToTokens',
+    'requestMs',
+    'sampleEveryMs',
+    'tellsPrefill',
+  ]);
+  const isSmall = hardware.nominalTflops < H100_CLASS_TFLOPS;
+  const maxNumSeqs = count(
+    'options.engine.maxNumSeqs',
+    given.maxNumSeqs ?? (isSmall ? A100_SEQS : USUAL_SEQS),
+  );
+  const budget = count(
+    'options.engine.maxNumBatchedTokens',
+    given.maxNumBatchedTokens ?? (isSmall ? A100_BATCH : USUAL_BATCH),
+  );
+  if (budget < maxNumSeqs) {
+    throw invalid('options.engine.maxNumBatchedTokens', `at least maxNumSeqs, ${maxNumSeqs}`, `${budget}`);
+  }
+  return {
+    maxNumSeqs,
+    maxNumBatchedTokens: budget,
+    kvBlocks: count(
+      'options.engine.kvBlocks',
+      given.kvBlocks ?? defaultBlocks(model, hardware, shape.tensorParallel, slotsPerGpu),
+    ),
+    allToAll: oneOf('options.engine.allToAll', given.allToAll ?? 'allgather-reducescatter', ALL_TO_ALLS),
+    prefixCaching: boolean('options.engine.prefixCaching', given.prefixCaching ?? true),
+    asyncScheduling: boolean('options.engine.asyncScheduling', given.asyncScheduling ?? true),
+    padUpToTokens: ordinal('options.engine.padUpToTokens', given.padUpToTokens ?? 512),
+    requestMs: atLeastZero('options.engine.requestMs', given.requestMs ?? 3),
+    sampleEveryMs: aboveZero('options.engine.sampleEveryMs', given.sampleEveryMs ?? 100),
+    tellsPrefill: boolean('options.engine.tellsPrefill', given.tellsPrefill ?? false),
+  };
+}
+
+/** What memory leaves. Grouped heads are split over a rank's GPUs; a latent cache is on each of them. */
+function defaultBlocks(
+  model: ServedModel,
+  hardware: ServingHardware,
+  split: number,
+  slotsPerGpu: number,
+): number {
+  const weights = weightBytes(model, slotsPerGpu, split);
+  const room = hardware.memoryGB * 1e9 * MEMORY_SHARE - weights - ACTIVATION_GB * 1e9;
+  const perToken =
+    model.keyValueBytesPerToken / (model.keyValueHeads === 0 ? 1 : Math.min(split, model.keyValueHeads));
+  const blocks = Math.floor(room / (perToken * BLOCK_TOKENS));
+  if (blocks < 1) {
+    throw invalid(
+      'options.hardware',
+      `GPUs that hold ${(weights / 1e9).toFixed(0)} GB of weights with room for a KV cache`,
+      `${hardware.name} of ${hardware.memoryGB} GB`,
+    );
+  }
+  return blocks;
+}
+
+function checkTrace(trace: SimulationOptions['trace'], kvBlocks: number): void {
+  if (!Array.isArray(trace) || trace.length === 0)
+    throw invalid('options.trace', 'an array of at least one request', describe(trace));
+  let before = 0;
+  for (const [n, request] of trace.entries()) {
+    const field = `options.trace[${n}]`;
+    checkKeys(field, request, [
+      'arrivalMs',
+      'inputTokens',
+      'outputTokens',
+      'session',
+      'prefixHashes',
+      'topic',
+    ]);
+    const { arrivalMs, inputTokens, outputTokens } = request;
+    if (!(arrivalMs >= before && Number.isFinite(arrivalMs)))
+      throw invalid(`${field}.arrivalMs`, `a time of at least ${before}, in order`, describe(arrivalMs));
+    before = arrivalMs;
+    count(`${field}.inputTokens`, inputTokens);
+    count(`${field}.outputTokens`, outputTokens);
+    if (request.topic !== undefined) ordinal(`${field}.topic`, request.topic);
+    if (blocksFor(inputTokens + outputTokens) > kvBlocks) {
+      throw invalid(
+        field,
+        `input and output that fit the KV cache of ${kvBlocks * BLOCK_TOKENS} tokens`,
+        `${inputTokens} + ${outputTokens}`,
+      );
+    }
+  }
+}
+
+function checkRouting(routing: SimulatedRouting = { kind: 'generative' }): SimulatedRouting {
+  checkKeys('options.routing', routing, [
+    'kind',
+    ...{
+      generative: ['sigmaExperts', 'sigmaTopics', 'topics', 'personas', 'stickiness', 'halfLifeMs'],
+      counts: ['tokens', 'layers', 'sources', 'experts'],
+      recorded: ['recordings'],
+      uniform: [],
+    }[oneOf('options.routing.kind', routing?.kind, ['generative', 'counts', 'recorded', 'uniform'])],
+  ]);
+  if (routing.kind !== 'generative') return routing;
+  const { sigmaExperts, sigmaTopics, topics, personas, stickiness, halfLifeMs } = routing;
+  if (sigmaExperts !== undefined) atLeastZero('options.routing.sigmaExperts', sigmaExperts);
+  if (sigmaTopics !== undefined) atLeastZero('options.routing.sigmaTopics', sigmaTopics);
+  if (topics !== undefined) count('options.routing.topics', topics);
+  if (personas !== undefined) count('options.routing.personas', personas);
+  if (halfLifeMs !== undefined) aboveZero('options.routing.halfLifeMs', halfLifeMs);
+  if (stickiness !== undefined && !(stickiness >= 0 && stickiness <= 1))
+    throw invalid('options.routing.stickiness', 'a share', describe(stickiness));
+  return routing;
+}
+
+function checkPolicy(policy: SimulatedPolicy = {}): CheckedSimulation['policy'] {
+  checkKeys('options.policy', policy, [
+    'dispatch',
+    'queue',
+    'placement',
+    'feedback',
+    'pacing',
+    'weights',
+    'agingTokensPerSecond',
+  ]);
+  const { dispatch = 'gimbal', queue = 'gimbal', placement = 'gimbal', feedback = true, pacing } = policy;
+  return {
+    dispatch: typeof dispatch === 'string' ? oneOf('options.policy.dispatch', dispatch, POLICIES) : dispatch,
+    queue: oneOf('options.policy.queue', queue, QUEUE_POLICIES),
+    placement:
+      typeof placement === 'string' ? oneOf('options.policy.placement', placement, PLACEMENTS) : placement,
+    feedback: boolean('options.policy.feedback', feedback),
+    weights: policy.weights,
+    pacing: pacing === undefined || pacing === false ? undefined : checkPacing(pacing),
+    agingTokensPerSecond:
+      policy.agingTokensPerSecond === undefined
+        ? undefined
+        : aboveZero('options.policy.agingTokensPerSecond', policy.agingTokensPerSecond),
+  };
+}
+
+function checkPacing(pacing: PacingSettings): Required<PacingSettings> {
+  checkKeys('options.policy.pacing', pacing, ['leastTokens', 'backlogShare', 'mostTokens']);
+  const { leastTokens = 2048, backlogShare = 0.25, mostTokens = Number.MAX_SAFE_INTEGER } = pacing;
+  return {
+    leastTokens: aboveZero('options.policy.pacing.leastTokens', leastTokens),
+    backlogShare: atLeastZero('options.policy.pacing.backlogShare', backlogShare),
+    mostTokens: aboveZero('options.policy.pacing.mostTokens', mostTokens),
+  };
+}
+
+function checkRearrangement(given: Rearrangement = {}): Rearrangement {
+  checkKeys('options.rearrangement', given, [
+    'everySteps',
+    'windowSteps',
+    'initial',
+    'firstStep',
+    'transfer',
+    'layerStallMs',
+    'linkShare',
+    'redundantExperts',
+    'migrationBudget',
+  ]);
+  const { everySteps, windowSteps, firstStep, transfer, layerStallMs, linkShare } = given;
+  if (everySteps !== undefined) count('options.rearrangement.everySteps', everySteps);
+  if (windowSteps !== undefined) count('options.rearrangement.windowSteps', windowSteps);
+  if (firstStep !== undefined) count('options.rearrangement.firstStep', firstStep);
+  if (transfer !== undefined) oneOf('options.rearrangement.transfer', transfer, ['stall', 'overlap']);
+  if (layerStallMs !== undefined) atLeastZero('options.rearrangement.layerStallMs', layerStallMs);
+  if (linkShare !== undefined && !(linkShare > 0 && linkShare < 1))
+    throw invalid('options.rearrangement.linkShare', 'a share between 0 and 1', describe(linkShare));
+  if (given.redundantExperts !== undefined)
+    ordinal('options.rearrangement.redundantExperts', given.redundantExperts);
+  if (given.migrationBudget !== undefined)
+    ordinal('options.rearrangement.migrationBudget', given.migrationBudget);
+  return given;
+}

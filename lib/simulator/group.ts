@@ -1,0 +1,105 @@
+/**
+ * Ranks that step together: each plans its batch, the step takes as long as its slowest part on any of them, and ranks without
+ * work do a dummy batch of one token. Rearrangements of experts happen between steps of the group.
+ */
+import type { Engine } from './engine.js';
+import { ExpertLoad } from './expert-load.js';
+import type { ServedModel } from './hardware.js';
+import type { RequestColumns } from './requests.js';
+import type { RoutingTables } from './routing.js';
+import type { GroupShape, StepTimer } from './step-time.js';
+
+const MICROS_PER_MILLI = 1000;
+
+export interface StepFigures {
+  ms: number;
+  engineImbalance: number;
+  expertImbalance: number;
+}
+
+export class Group {
+  readonly load: ExpertLoad;
+  /** NaN where no step is under way. */
+  endsMs = Number.NaN;
+  steps = 0;
+  dummySteps = 0;
+  prefillTokens = 0;
+  decodeTokens = 0;
+  readonly #model: ServedModel;
+  readonly #shape: GroupShape;
+
+  constructor(
+    readonly engines: readonly Engine[],
+    readonly timer: StepTimer,
+    model: ServedModel,
+    tables: RoutingTables,
+    shape: GroupShape,
+    placement: Int32Array,
+    seed: number,
+  ) {
+    this.#model = model;
+    this.#shape = shape;
+    this.load = new ExpertLoad(tables, shape, placement, seed);
+  }
+
+  get hasWork(): boolean {
+    return this.engines.some((engine) => engine.hasWork);
+  }
+
+  /** A step is under way, or is about to follow the one that has just ended: planned ahead, it takes up nothing new. */
+  get isBusy(): boolean {
+    return !Number.isNaN(this.endsMs) || this.engines.some(({ running }) => running > 0);
+  }
+
+  /** Plans and times a step that begins now. */
+  start(nowMs: number, requests: RequestColumns): StepFigures {
+    let most = 0;
+    let sum = 0;
+    let attention = 0;
+    let sampled = 0;
+    for (const engine of this.engines) {
+      engine.plan();
+      const { decodes, prefillTokens } = engine.batch;
+      const tokens = decodes + prefillTokens;
+      sum += tokens;
+      this.prefillTokens += prefillTokens;
+      this.decodeTokens += decodes;
+      if (tokens === 0) this.dummySteps += 1;
+      most = Math.max(most, tokens, 1);
+      attention = Math.max(attention, this.timer.attention(engine.batch));
+      sampled = Math.max(sampled, engine.batch.sampled);
+    }
+    this.#addChunks(requests, 1);
+    // Captured graphs need equal sizes; larger batches run without, each rank with what it has.
+    const { ranks, padUpToTokens } = this.#shape;
+    const padded = most <= padUpToTokens ? ranks * most : Math.max(sum, ranks);
+    const experts = this.load.step(this.timer, sum, padded, most);
+    this.#addChunks(requests, -1);
+    const { layers, moeLayers } = this.#model;
+    const micros =
+      layers * attention +
+      moeLayers * this.timer.layer(most, true) +
+      (layers - moeLayers) * this.timer.layer(most, false) +
+      experts.micros +
+      this.timer.once(sampled);
+    this.endsMs = nowMs + micros / MICROS_PER_MILLI;
+    this.steps += 1;
+    return {
+      ms: micros / MICROS_PER_MILLI,
+      engineImbalance: sum > 0 ? (most * this.engines.length) / sum : 1,
+      expertImbalance: experts.imbalance,
+    };
+  }
+
+  /** Prefill is in the batch for this step only; decodes stay in it. */
+  #addChunks(requests: RequestColumns, sign: 1 | -1): void {
+    for (const [rank, engine] of this.engines.entries()) {
+      for (const { id, tokens } of engine.chunks) this.load.add(rank, requests.profile[id]!, sign * tokens);
+    }
+  }
+
+  complete(): void {
+    this.endsMs = Number.NaN;
+    for (const engine of this.engines) engine.complete();
+  }
+}
