@@ -6,6 +6,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { Writable } from 'node:stream';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { commandNames } from '../../lib/cli/program.js';
 import { run } from '../../lib/cli/run.js';
 import {
   type Ended,
@@ -86,7 +87,7 @@ describe('help', () => {
     for (const format of ['sglang', 'vllm', 'tensorrt-llm', 'vllm-ascend', 'eplb', 'npy', 'json']) {
       expect(stdout).toContain(format);
     }
-    for (const command of ['plan', 'evaluate', 'diff', 'backends']) {
+    for (const command of commandNames) {
       const help = await gimbal(`${command} --help`);
       expect(help.code).toBe(0);
       expect(help.stdout).toContain('Examples:');
@@ -99,7 +100,7 @@ describe('docs/CLI.md', () => {
   const page = readFileSync(path.join(__dirname, '..', '..', 'docs', 'CLI.md'), 'utf8');
 
   it('speaks of every option of every command', async () => {
-    for (const command of ['plan', 'evaluate', 'diff', 'backends']) {
+    for (const command of commandNames) {
       const { stdout } = await gimbal(`${command} --help`);
       const options = [...stdout.matchAll(/^ {2}(?:-\w, )?(--[a-z-]+)/gm)].map((match) => match[1]!);
       expect(options.length).toBeGreaterThan(1);
@@ -110,8 +111,7 @@ describe('docs/CLI.md', () => {
 
   it('shows no option that there is not', async () => {
     let help = '';
-    for (const command of ['plan', 'evaluate', 'diff', 'backends'])
-      help += (await gimbal(`${command} --help`)).stdout;
+    for (const command of commandNames) help += (await gimbal(`${command} --help`)).stdout;
     for (const [option] of page.matchAll(/(?<=[`\s])--[a-z][a-z-]+/g))
       expect(help.includes(option), option).toBe(true);
   });
