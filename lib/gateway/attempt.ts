@@ -181,7 +181,11 @@ class Attempt implements Dispatcher.DispatchHandler {
     clearTimeout(this.#timer);
     const { stalledClientMs, idleMs } = times;
     const why = `the client has read nothing for ${stalledClientMs} ms`;
-    this.#timer = setTimeout(() => this.#settle({ kind: 'abandoned', reason: why }), stalledClientMs);
+    this.#timer = setTimeout(() => {
+      // Behind another answer of its connection it is not its turn yet.
+      if (response.socket === null) this.#timer.refresh();
+      else this.#settle({ kind: 'abandoned', reason: why });
+    }, stalledClientMs);
     response.once('drain', () => {
       if (this.#settled) return;
       this.#paused = false;

@@ -324,6 +324,38 @@ describe('a connection with several requests', () => {
     await until(() => expect(outcomes(engine)).toEqual(Array(20).fill('aborted')));
     await until(async () => expect(inFlight(await gateway.snapshot())).toBe(0));
   });
+
+  it('blames no client for an answer whose turn it is not yet', async () => {
+    const large = `data: ${'x'.repeat(60_000)}\n\n`;
+    let endFirst = () => {};
+    const engine = await scripted(stage, (response, body) => {
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      if (body.includes('first')) {
+        response.write('data: 1\n\n');
+        endFirst = () => response.end('data: [DONE]\n\n');
+      } else {
+        response.write(large);
+        response.end(`${large}data: [DONE]\n\n`);
+      }
+    });
+    const { url } = await stage.gateway({ servers: serversOf([engine]), limits: { stalledClientMs: 100 } });
+    const socket = net.connect(Number(new URL(url).port), '127.0.0.1');
+    let text = '';
+    socket.setEncoding('latin1').on('data', (piece: string) => {
+      text += piece;
+    });
+    for (const prompt of ['first', 'second']) {
+      const body = JSON.stringify({ prompt, stream: true });
+      socket.write(
+        `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
+      );
+    }
+    await until(() => expect(engine.asked).toHaveLength(2));
+    await new Promise((resolve) => setTimeout(resolve, 400));
+    endFirst();
+    await until(() => expect(text.split('[DONE]')).toHaveLength(3));
+    socket.destroy();
+  });
 });
 
 describe('a client that reads slowly', () => {
