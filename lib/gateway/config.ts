@@ -9,6 +9,7 @@ import { POLICIES, QUEUE_POLICIES } from '../dispatch/validate.js';
 import { GimbalError, mismatch } from '../errors.js';
 import { ioError, readFileBounded } from '../files.js';
 import { MAX_YAML_BYTES } from '../import/limits.js';
+import { ENDPOINT_EXPECTED, isEndpoint } from '../telemetry/kv-feed.js';
 
 /** Timers take 32 bits, and nothing that waits an hour is waited for. */
 const MOST_MS = 3.6e6;
@@ -33,6 +34,8 @@ const url = z.string().transform((text, context) => {
   return z.NEVER;
 });
 
+const zmqEndpoint = z.string().refine(isEndpoint, `expected ${ENDPOINT_EXPECTED}`);
+
 const server = z.strictObject({
   url,
   kind: z.enum(['vllm', 'sglang']).default('vllm'),
@@ -53,7 +56,7 @@ const server = z.strictObject({
   telemetry: z.enum(['/metrics', '/v1/loads', '/get_load']).optional(),
   /** What each rank publishes of its KV cache at, over ZMQ; vLLM's `--kv-events-config`. */
   kvEvents: z
-    .array(z.strictObject({ endpoint: z.string().min(1), replayEndpoint: z.string().min(1).optional() }))
+    .array(z.strictObject({ endpoint: zmqEndpoint, replayEndpoint: zmqEndpoint.optional() }))
     .optional(),
 });
 

@@ -103,8 +103,8 @@ export class Fleet {
   #named: readonly EngineEntry[] = [];
   #pumping = false;
   #running = false;
-  /** Where the search for room begins. */
-  #turn = 0;
+  /** Whether there is room that those who wait cannot use. As of the last time that somebody looked. */
+  #isRoomSpare = false;
 
   constructor(config: GatewayConfig, { log, events }: FleetParts) {
     this.#config = config;
@@ -204,7 +204,9 @@ export class Fleet {
 
   /** The same where nobody has to wait; else undefined. */
   acquireNow(request: FleetRequest, options: Omit<AcquireOptions, 'signal'> = {}): Assignment | undefined {
-    return this.#queue.size === 0 && this.#hasRoom() ? this.#assign(request, options, 0) : undefined;
+    // Who waits goes first, unless it cannot go where there is room.
+    const isNext = this.#queue.size === 0 || (this.#isRoomSpare && !this.#pumping);
+    return isNext ? this.#assign(request, options, 0) : undefined;
   }
 
   /** A connection to the engine's server failed, or it said that it is broken. */
@@ -322,17 +324,7 @@ export class Fleet {
     this.#pumpSoon();
   }
 
-  /** Whether an engine is within its admission limit. The one that had room last is asked first. */
-  #hasRoom(): boolean {
-    for (let n = 0; n < this.#named.length; n++) {
-      const at = (this.#turn + n) % this.#named.length;
-      if (!this.#engineHasRoom(this.#named[at]!)) continue;
-      this.#turn = at;
-      return true;
-    }
-    return false;
-  }
-
+  /** Whether an engine is within its admission limit. */
   #engineHasRoom(entry: EngineEntry): boolean {
     const { target, server } = entry;
     const { maxInFlight, maxBacklogMs } = this.#config.admission;
@@ -355,6 +347,7 @@ export class Fleet {
         isAwaited ||= !isAvoided && server.stateOf(target) === 'active';
       } else if (isAvoided) avoided.push(target.engine);
     }
+    if (barred.length === this.#named.length) return undefined;
     const dispatched =
       this.#dispatch(request, [...barred, ...avoided]) ??
       (avoided.length === 0 || isAwaited ? undefined : this.#dispatch(request, barred));
@@ -440,8 +433,7 @@ export class Fleet {
     options.signal?.addEventListener('abort', onAbort, { once: true });
     this.#waiters.set(id, { request, options, resolve, reject, timer, sinceMs: performance.now(), onAbort });
     this.#enqueue(request);
-    // Those before it may wait for other engines than it.
-    if (this.#hasRoom()) this.#pumpSoon();
+    if (this.#queue.size === 1) this.#isRoomSpare = this.#open().size > 0;
   }
 
   #refuse(id: string, why: string): void {
@@ -470,19 +462,37 @@ export class Fleet {
   }
 
   #pump(): void {
+    const open = this.#open();
     // Those that some engine had room for, but none that they may go to; they keep their place.
     const passed: Waiter[] = [];
-    while (this.#queue.size > 0 && this.#hasRoom()) {
-      const { request, options, sinceMs } = this.#waiters.get(this.#queue.peek() as string)!;
-      const assignment = this.#assign(request, options, performance.now() - sinceMs);
-      if (assignment !== undefined) {
-        this.#forget(request.id)!.resolve(assignment);
+    while (this.#queue.size > 0 && open.size > 0) {
+      const waiter = this.#waiters.get(this.#queue.peek() as string)!;
+      const assignment = this.#assignIfOpen(waiter, open);
+      if (assignment === undefined) {
+        this.#queue.cancel(waiter.request.id);
+        passed.push(waiter);
         continue;
       }
-      this.#queue.cancel(request.id);
-      passed.push(this.#waiters.get(request.id)!);
+      this.#forget(waiter.request.id)!.resolve(assignment);
+      const entry = this.#engines[assignment.target.engine]!;
+      if (!this.#engineHasRoom(entry)) open.delete(entry);
     }
+    this.#isRoomSpare = open.size > 0;
     for (const { request } of passed) this.#enqueue(request);
+  }
+
+  #assignIfOpen(
+    { request, options, sinceMs }: Waiter,
+    open: ReadonlySet<EngineEntry>,
+  ): Assignment | undefined {
+    const { only } = options;
+    if (only !== undefined && ![...open].some(({ target }) => only(target))) return undefined;
+    return this.#assign(request, options, performance.now() - sinceMs);
+  }
+
+  /** Engines that have room. */
+  #open(): Set<EngineEntry> {
+    return new Set(this.#named.filter((entry) => this.#engineHasRoom(entry)));
   }
 
   #enqueue({ id, promptTokens, arrivalMs }: FleetRequest): void {

@@ -360,7 +360,9 @@ function closeWithConnection(socket: Socket, response: ServerResponse): void {
 }
 
 function pathOf(request: IncomingMessage): string {
-  const { url = '/' } = request;
+  let { url = '/' } = request;
+  // As proxies ask: with the whole address.
+  if (!url.startsWith('/') && URL.canParse(url)) url = new URL(url).pathname;
   const query = url.indexOf('?');
   return query < 0 ? url : url.slice(0, query);
 }

@@ -33,6 +33,7 @@ export interface Inspected {
 const BLOCK_CHARACTERS = 1024;
 /** Blocks of one prompt. What a longer one has beyond them no two prompts are likely to share by halves. */
 const MOST_BLOCKS = 128;
+const MOST_START = BLOCK_CHARACTERS * MOST_BLOCKS;
 /** [MOST_BLOCKS] What one prompt's are put into. */
 const HASHES = new BigUint64Array(MOST_BLOCKS);
 const MOST_SESSION_CHARACTERS = 512;
@@ -171,11 +172,11 @@ class Prompt {
 
   #tokenIds(ids: readonly number[]): void {
     this.size.tokens += ids.length;
-    this.#begin(ids.slice(0, BLOCK_CHARACTERS * MOST_BLOCKS).join(' '));
+    if (this.#start.length < MOST_START) this.#begin(ids.slice(0, MOST_START).join(' '));
   }
 
   #begin(text: string): void {
-    const room = BLOCK_CHARACTERS * MOST_BLOCKS - this.#start.length;
+    const room = MOST_START - this.#start.length;
     if (room > 0) this.#start += text.slice(0, room);
   }
 

@@ -89,10 +89,14 @@ function checkSources(sources: unknown): readonly KvEventSource[] {
   });
 }
 
-function checkEndpoint(field: string, endpoint: unknown): void {
+export const ENDPOINT_EXPECTED = 'tcp://host:port or ipc://path';
+
+export function isEndpoint(endpoint: unknown): boolean {
   const parts = typeof endpoint === 'string' ? ENDPOINT.exec(endpoint) : null;
   const port = Number(parts?.[1] ?? MOST_PORT);
-  if (parts === null || port < 1 || port > MOST_PORT) {
-    throw invalid(field, 'tcp://host:port or ipc://path', describe(endpoint));
-  }
+  return parts !== null && port >= 1 && port <= MOST_PORT;
+}
+
+function checkEndpoint(field: string, endpoint: unknown): void {
+  if (!isEndpoint(endpoint)) throw invalid(field, ENDPOINT_EXPECTED, describe(endpoint));
 }

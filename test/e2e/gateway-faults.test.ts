@@ -716,7 +716,7 @@ describe('a new configuration', () => {
   it('that cannot be taken leaves all as it was, keys included', async () => {
     const engine = await stage.standIn();
     const { url, gateway } = await stage.gateway({ servers: serversOf([engine]), apiKeys: ['old'] });
-    const servers = [{ url: await deadUrl(), kvEvents: [{ endpoint: 'no endpoint' }] }];
+    const servers = [{ url: await deadUrl(), kvEvents: [{ endpoint: 'tcp://;:1' }] }];
     await expect(gateway.reload(configOf({ servers, apiKeys: ['new'] }))).rejects.toThrow('endpoint');
     const headers = { authorization: 'Bearer old' };
     expect((await ask(url, chat('x').body, { headers })).status).toBe(200);

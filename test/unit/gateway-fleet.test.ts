@@ -176,6 +176,29 @@ describe('where a request may go', () => {
   });
 });
 
+describe('requests that may not go everywhere', () => {
+  it('keep nobody from engines that they cannot use, not even where they fill the queue', async () => {
+    const fleet = fleetOf({ admission: { maxInFlight: 2 }, queue: { capacity: 3 } });
+    const [a, b] = fleet.targets;
+    const only: AcquireOptions = { only: (target) => target === a };
+    const held = [await fleet.acquire(request(), only), await fleet.acquire(request(), only)];
+    const waiting = [1, 2, 3].map(() => fleet.acquire(request(), only));
+    for (const one of waiting) expect(await now(one)).toBe('waits');
+    const others = [await fleet.acquire(request()), await fleet.acquire(request())];
+    expect(others.map(({ target }) => target)).toEqual([b, b]);
+    await expect(fleet.acquire(request())).rejects.toMatchObject({ status: 429 });
+    held[0]!.finished();
+    expect(((await now(waiting[0]!)) as Assignment).target).toBe(a);
+    expect(await now(waiting[1]!)).toBe('waits');
+    // Now that somebody waits whom any engine would do, room goes to it in its turn.
+    const last = fleet.acquire(request());
+    others[0]!.finished();
+    expect(((await now(last)) as Assignment).target).toBe(b);
+    await fleet.stop();
+    for (const one of waiting.slice(1)) await expect(one).rejects.toMatchObject({ status: 503 });
+  });
+});
+
 describe('with the clock in hand', () => {
   beforeEach(() => vi.useFakeTimers());
   afterEach(() => vi.useRealTimers());
@@ -261,15 +284,17 @@ describe('a reload', () => {
     expect(fleet.inFlight).toBe(12);
   });
 
-  it('that cannot be taken changes nothing', () => {
+  it('that cannot be taken changes nothing', async () => {
     const fleet = fleetOf({ admission: { maxInFlight: 1 } });
+    fleet.start();
     const before = fleet.targets;
-    const kvEvents = [{ endpoint: 'no endpoint' }];
+    const kvEvents = [{ endpoint: 'tcp://;:1' }];
     const config = checkGatewayOptions({ servers: [{ url: 'http://127.0.0.1:3', kvEvents }] });
     expect(() => fleet.reload(config)).toThrow('endpoint');
     expect(fleet.targets).toEqual(before);
     for (let n = 0; n < 2; n++) expect(fleet.acquireNow(request())).toBeDefined();
     expect(fleet.acquireNow(request())).toBeUndefined();
+    await fleet.stop();
   });
 
   it('leaves nothing behind of servers that are gone for requests to look at', () => {
