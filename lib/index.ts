@@ -63,6 +63,22 @@ export {
   models,
   type Precision,
 } from './presets.js';
+export { decodePushedCounts, encodePushedCounts, type PushedCounts } from './statistics/pushed-counts.js';
+export {
+  type ReadRoutedExpertsOptions,
+  type RoutedExperts,
+  readRoutedExperts,
+} from './statistics/routed-experts.js';
+export { RoutingStatistics } from './statistics/routing-statistics.js';
+export type {
+  Drift,
+  DriftOptions,
+  LayerDrift,
+  RoutingConfidence,
+  RoutingObservation,
+  RoutingStatisticsOptions,
+  SummedCounts,
+} from './statistics/types.js';
 export { EnginePoller } from './telemetry/poller.js';
 export { readSglangLoads, readSglangMetrics } from './telemetry/sglang.js';
 export type {

@@ -14,6 +14,7 @@
 #include "../spec/walk.h"
 #include "../spec/pressure.h"
 #include "../spec/queue_key.h"
+#include "../spec/statistics.h"
 
 #include <atomic>
 #include <cstddef>
