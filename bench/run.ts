@@ -5,8 +5,15 @@ import { gatewayBenches } from './gateway/index.js';
 import { gpuBenches } from './gpu/index.js';
 import { type BenchResult, formatMachine, formatResult, machine, writeJson } from './harness.js';
 import { placementBenches } from './placement/index.js';
+import { statisticsBenches } from './statistics/index.js';
 
-const BENCHES = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...gatewayBenches];
+const BENCHES = [
+  ...placementBenches,
+  ...gpuBenches,
+  ...dispatchBenches,
+  ...gatewayBenches,
+  ...statisticsBenches,
+];
 
 const USAGE = `usage: npm run bench -- [name …] [--json FILE] [--small] [--seed N]
 benches: ${BENCHES.map((bench) => bench.name).join(', ')} (default: all)`;

@@ -196,30 +196,24 @@ TEST_CASE("statistics: a table counts as its sources' parts do, all of one age")
 }
 
 TEST_CASE("statistics: counts of 2^32 and more are refused when they are asked for, and never wrap") {
-  for (bool fades : {false, true}) {
-    RoutingStatistics statistics({1, 1, 2, fades, RoutingStatistics::kMostWindowTokens});
-    const uint32_t pairs[] = {static_cast<uint32_t>(RoutingStatistics::kMostPushed), 0};
-    uint32_t counts[2];
-    int64_t last = -1;
-    int pushes = 0;
-    // 2^26 tokens each, so that half of a sliding window's buckets take one.
-    for (; last < 0 && pushes < 10; ++pushes) {
-      CHECK(statistics.observe_counts(0, 1, pairs, 32) == -1);
-      last = statistics.counts(0, counts);
-      if (last < 0) CHECK(counts[0] >= RoutingStatistics::kMostPushed);
-    }
-    CHECK(last == (fades ? -1 : -1));
-    CHECK(pushes == 10);
-  }
-  // One push stands whole, so few tokens of many pairs can fill a window beyond it.
-  RoutingStatistics statistics({1, 1, 2, false, RoutingStatistics::kMostWindowTokens});
-  const uint32_t pairs[] = {uint32_t{1} << 30, 0};
   uint32_t counts[2];
-  for (int n = 0; n < 3; ++n) CHECK(statistics.observe_counts(0, 1, pairs, 32) == -1);
-  CHECK(statistics.counts(0, counts) == -1);
-  CHECK(counts[0] == 3u << 30);
-  CHECK(statistics.observe_counts(0, 1, pairs, 32) == -1);
-  CHECK(statistics.counts(0, counts) == 0);
+  RoutingStatistics fading({1, 1, 2, true, RoutingStatistics::kMostWindowTokens});
+  // 2^26 tokens, half a half-life: in the end 2^31 / (1 - 2^-0.5) pairs.
+  const uint32_t most[] = {static_cast<uint32_t>(RoutingStatistics::kMostPushed), 0};
+  CHECK(fading.observe_counts(0, 1, most, 32) == -1);
+  CHECK(fading.counts(0, counts) == -1);
+  CHECK(counts[0] == most[0]);
+  for (int n = 0; n < 100; ++n) CHECK(fading.observe_counts(0, 1, most, 32) == -1);
+  CHECK(fading.counts(0, counts) == 0);
+
+  // 2^25 tokens, a quarter of the window.
+  RoutingStatistics sliding({1, 1, 2, false, RoutingStatistics::kMostWindowTokens});
+  const uint32_t pairs[] = {0, uint32_t{1} << 30};
+  for (int n = 0; n < 3; ++n) CHECK(sliding.observe_counts(0, 1, pairs, 32) == -1);
+  CHECK(sliding.counts(0, counts) == -1);
+  CHECK(counts[1] == 3u << 30);
+  for (int n = 0; n < 100; ++n) CHECK(sliding.observe_counts(0, 1, pairs, 32) == -1);
+  CHECK(sliding.counts(0, counts) == 1);
 }
 
 TEST_CASE("statistics: shrinkage follows its formula and keeps what an expert gets from all sources") {

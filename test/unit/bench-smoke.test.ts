@@ -14,8 +14,9 @@ import {
   writeJson,
 } from '../../bench/harness.js';
 import { placementBenches } from '../../bench/placement/index.js';
+import { statisticsBenches } from '../../bench/statistics/index.js';
 
-const benches = [...placementBenches, ...gpuBenches, ...dispatchBenches];
+const benches = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...statisticsBenches];
 
 describe('benches, small', () => {
   it.each(benches.map((bench) => [bench.name, bench] as const))(

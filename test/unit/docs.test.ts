@@ -18,6 +18,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { dispatchBenches } from '../../bench/dispatch/index.js';
 import { gpuBenches } from '../../bench/gpu/index.js';
 import { placementBenches } from '../../bench/placement/index.js';
+import { statisticsBenches } from '../../bench/statistics/index.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
 import { type Effort, evaluatePlacements, planPlacement } from '../../lib/index.js';
@@ -25,7 +26,7 @@ import { makeProblem, SMALL } from '../support/problems.js';
 import { npy } from './cli-fixture.js';
 
 const ROOT = path.join(__dirname, '..', '..');
-const BENCHES = [...placementBenches, ...gpuBenches, ...dispatchBenches];
+const BENCHES = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...statisticsBenches];
 const PAGES = [
   'README.md',
   'CHANGELOG.md',

@@ -1,0 +1,5 @@
+/** The bench of the routing statistics. */
+import type { Bench } from '../harness.js';
+import * as speed from './speed.js';
+
+export const statisticsBenches: Bench[] = [speed];
