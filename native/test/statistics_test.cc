@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "../model/statistics.h"
+#include "../spec/random.h"
 #include "random.h"
 
 namespace gimbal {
@@ -175,6 +177,7 @@ TEST_CASE("statistics: what is refused leaves everything as it was") {
   const auto before = snapshot_of(course.statistics);
   std::vector<uint16_t> choices(5 * kLayers * 2, 3);
   choices[11] = kExperts;
+  CHECK(course.statistics.observe(1, choices.data(), 5, 2) == 11);
   choices[20] = 9999;
   CHECK(course.statistics.observe(1, choices.data(), 5, 2) == 11);
   std::vector<uint32_t> pairs(kLayers * kExperts);
@@ -192,6 +195,16 @@ TEST_CASE("statistics: a table counts as its sources' parts do, all of one age")
   for (uint32_t& count : table) count = static_cast<uint32_t>(random.below(20));
   RoutingStatistics statistics({kLayers, kSources, kExperts, true, 10});
   CHECK(statistics.observe_counts(0, kSources, table.data(), 1) == -1);
+  uint64_t passed = 0;
+  for (int32_t s = 0; s < kSources; ++s) {
+    int64_t fullest = 0;
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      const auto row = table.begin() + (layer * kSources + s) * kExperts;
+      fullest = std::max(fullest, std::accumulate(row, row + kExperts, int64_t{0}));
+    }
+    passed += static_cast<uint64_t>(fullest);
+  }
+  CHECK(statistics.tokens_seen() == passed);
   CHECK(counts_of(statistics, kNoPrior) == table);
 }
 
@@ -250,10 +263,22 @@ TEST_CASE("statistics: a forgotten source leaves the others alone") {
   for (bool fades : {false, true}) {
     Course course(fades, 200);
     for (int step = 0; step < 60; ++step) course.random_step(&random);
+    // So that every bucket has something of it.
+    const std::vector<uint8_t> choices(300 * kLayers, 1);
+    course.statistics.observe(2, choices.data(), 300, 1);
     auto expected = counts_of(course.statistics, kNoPrior);
     for (int32_t layer = 0; layer < kLayers; ++layer) std::fill_n(expected.begin() + (layer * kSources + 2) * kExperts, kExperts, 0u);
     course.statistics.reset(2);
     CHECK(counts_of(course.statistics, kNoPrior) == expected);
+    // Nor is it taken out of the window a second time, later.
+    std::vector<double> buckets(15 * kLayers * kExperts, -1);
+    const int32_t whole = course.statistics.whole_buckets(2, buckets.data());
+    CHECK(whole == 15);
+    CHECK(std::count(buckets.begin(), buckets.end(), 0.0) == static_cast<int64_t>(buckets.size()));
+    course.statistics.observe(0, choices.data(), 300, 1);
+    std::vector<double> tokens(kLayers * kSources);
+    course.statistics.tokens(tokens.data());
+    for (size_t at = 2; at < tokens.size(); at += kSources) CHECK(tokens[at] == 0);
     course.statistics.reset(-1);
     CHECK(snapshot_of(course.statistics) == snapshot_of(RoutingStatistics(course.options)));
   }
@@ -292,6 +317,15 @@ TEST_CASE("statistics: a snapshot goes on as the original does; a changed one is
       return counts_of(*statistics, 20);
     };
     CHECK(go_on(&restored) == go_on(&course.statistics));
+    // At every place within ticks and buckets.
+    for (int n = 0; n < 40; ++n) {
+      const std::vector<uint8_t> choices(kLayers, 3);
+      course.statistics.observe(1, choices.data(), 1, 1);
+      bytes = snapshot_of(course.statistics);
+      REQUIRE(restored.restore(bytes.data(), bytes.size()) == RestoreFailure::kNone);
+      REQUIRE(counts_of(restored, 0) == counts_of(course.statistics, 0));
+      REQUIRE(snapshot_of(restored) == bytes);
+    }
     const auto unchanged = snapshot_of(restored);
     for (int n = 0; n < 300; ++n) {
       const size_t at = n < 80 ? static_cast<size_t>(n) : static_cast<size_t>(random.below(static_cast<int32_t>(bytes.size())));
@@ -303,6 +337,45 @@ TEST_CASE("statistics: a snapshot goes on as the original does; a changed one is
     for (size_t size : {size_t{0}, size_t{63}, bytes.size() - 1}) CHECK(restored.restore(bytes.data(), size) != RestoreFailure::kNone);
     CHECK(snapshot_of(restored) == unchanged);
   }
+}
+
+// As the format has it: words of 8 bytes, and what is left with the length.
+void sign(std::vector<uint8_t>* bytes) {
+  const size_t size = bytes->size() - 8;
+  const auto word = [&](size_t at, size_t count) {
+    uint64_t value = 0;
+    for (size_t i = 0; i < count; ++i) value |= static_cast<uint64_t>((*bytes)[at + i]) << (8 * i);
+    return value;
+  };
+  uint64_t hash = 0x54534D47;
+  size_t at = 0;
+  for (; at + 8 <= size; at += 8) hash = spec::mix64(hash ^ word(at, 8));
+  hash = spec::mix64(hash ^ word(at, size - at) ^ size);
+  for (size_t i = 0; i < 8; ++i) (*bytes)[size + i] = static_cast<uint8_t>(hash >> (8 * i));
+}
+
+TEST_CASE("statistics: a snapshot that is made up is refused where it would break the arithmetic") {
+  test::Random random(10);
+  Course course(true, 120);
+  for (int step = 0; step < 80; ++step) course.random_step(&random);
+  const auto bytes = snapshot_of(course.statistics);
+  const auto restored_with = [&](size_t at, uint64_t value) {
+    auto changed = bytes;
+    for (size_t i = 0; i < 8; ++i) changed[at + i] = static_cast<uint8_t>(value >> (8 * i));
+    sign(&changed);
+    RoutingStatistics statistics(course.options);
+    return statistics.restore(changed.data(), changed.size());
+  };
+  const size_t seen = 32, opened = 40, halvings = 48, reserved = 56, last_sum = bytes.size() - 16;
+  CHECK(restored_with(seen, course.tokens) == RestoreFailure::kNone);  // as it was: the signature is right
+  CHECK(restored_with(seen, course.tokens + 1000) == RestoreFailure::kContent);
+  CHECK(restored_with(seen, uint64_t{1} << 60) == RestoreFailure::kContent);
+  CHECK(restored_with(opened, 0) == RestoreFailure::kContent);
+  CHECK(restored_with(halvings, course.tokens) == RestoreFailure::kContent);
+  CHECK(restored_with(halvings, 0) == (course.tokens > 8 * 120 ? RestoreFailure::kContent : RestoreFailure::kNone));
+  CHECK(restored_with(reserved, 1) == RestoreFailure::kContent);
+  CHECK(restored_with(last_sum, (uint64_t{1} << 59) - 1) == RestoreFailure::kNone);
+  CHECK(restored_with(last_sum, uint64_t{1} << 59) == RestoreFailure::kContent);
 }
 
 }  // namespace
