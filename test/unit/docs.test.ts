@@ -382,6 +382,12 @@ describe('docs/API.md', () => {
     ['lib/types.ts', 'LayerPlan'],
     ['lib/types.ts', 'Evaluation'],
     ['lib/topology.ts', 'TopologyOptions'],
+    ['lib/statistics/types.ts', 'RoutingObservation'],
+    ['lib/statistics/types.ts', 'SummedCounts'],
+    ['lib/statistics/types.ts', 'RoutingConfidence'],
+    ['lib/statistics/types.ts', 'DriftOptions'],
+    ['lib/statistics/types.ts', 'Drift'],
+    ['lib/statistics/types.ts', 'LayerDrift'],
   ])('names the fields of %s, %s', (file, name) => {
     expect(unnamed(fieldsOf(file, name))).toEqual([]);
   });

@@ -66,6 +66,11 @@ describe('readRoutedExperts', () => {
 
   it.each([
     ['text that is not base64', 'ab?=', ['base64']],
+    [
+      'text that lacks its end',
+      base64(npy(elements([1], 'u1'), [1, 1, 1], { descr: '|u1' })).slice(0, -1),
+      ['base64'],
+    ],
     ['bytes that are no array', base64(Buffer.from('hello world!')), ['magic']],
     ['signed ids', npy(elements([1, 2], 'i1'), [1, 1, 2], { descr: '|i1' }), ['dtype', 'i1']],
     [

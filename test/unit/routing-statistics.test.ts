@@ -172,6 +172,23 @@ describe('shrinkage', () => {
     expect([confidence.unobserved, confidence.thin]).toEqual([[3], [2]]);
   });
 
+  it('is none where the prior weighs nothing, and what was not observed is not trusted then either', () => {
+    const shape = { layers: 1, sources: 2, experts: 2, windowTokens: 100, priorTokens: 0 };
+    const statistics = new RoutingStatistics(shape);
+    expect(statistics.confidence()).toMatchObject({
+      layers: Float64Array.of(0),
+      unobserved: [0, 1],
+      thin: [],
+    });
+    statistics.observe(sends(1, 1, 1));
+    expect([...statistics.counts()]).toEqual([0, 0, 0, 1]);
+    expect(statistics.confidence()).toMatchObject({
+      layers: Float64Array.of(1),
+      shrinkShare: Float64Array.of(1, 0),
+      unobserved: [0],
+    });
+  });
+
   it('brings thin sources nearer to what they would send, and leaves busy ones where they are', () => {
     const [sources, experts, k] = [8, 64, 4];
     const random = new Random(SEED, 1);
@@ -287,6 +304,7 @@ describe('what is refused', () => {
   it('a table of another shape, above all one that is summed over the ranks', () => {
     const table = { ...SHAPE, tokens: new Uint32Array(36) };
     expect(() => statistics.observeTable({ ...table, layers: 3 })).toThrow(wrong('table.layers'));
+    expect(() => statistics.observeTable({ ...table, experts: 7 })).toThrow(wrong('table.experts'));
     expect(() => statistics.observeTable({ ...table, sources: 2 })).toThrow(wrong('table.sources'));
     expect(() => statistics.observeTable({ ...table, sources: 1 })).toThrow('summed over the ranks');
     expect(() => statistics.observeTable({ ...table, tokens: new Uint32Array(35) })).toThrow(
