@@ -283,6 +283,11 @@ describe('what is refused', () => {
     const own = new RoutingStatistics({ ...SHAPE, windowTokens: 100, priorTokens: 0 });
     own.observe({ ...good, topk: new Uint8Array(new SharedArrayBuffer(8)) });
     expect(own.counts()[0]).toBe(4);
+    // What is counted is a copy, whatever another thread writes meanwhile.
+    const written = new Uint8Array(new SharedArrayBuffer(8));
+    written.slice = () => new Uint8Array(8).fill(1);
+    own.observe({ ...good, topk: written });
+    expect([...own.counts().subarray(0, 2)]).toEqual([4, 4]);
     const counts = new Uint32Array(new SharedArrayBuffer(48)).fill(1);
     own.observeCounts({ source: 2, counts });
     expect(own.counts()[12]).toBe(1);
