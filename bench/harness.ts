@@ -137,6 +137,24 @@ export function mean(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
+/** 97.5 % quantiles of Student's t with n − 1 degrees of freedom, by n. */
+const STUDENT_T: Record<number, number> = { 4: 3.182, 8: 2.365, 16: 2.131, 24: 2.069, 32: 2.04 };
+
+export interface Estimate {
+  mean: number;
+  /** The true mean is within so much of it in 95 of 100 cases, if the values are independent. */
+  halfWidth: number;
+}
+
+export function estimate(values: readonly number[]): Estimate {
+  const t = STUDENT_T[values.length];
+  if (t === undefined)
+    throw new Error(`expected ${Object.keys(STUDENT_T)} values but received ${values.length}`);
+  const middle = mean(values);
+  const variance = values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1);
+  return { mean: middle, halfWidth: t * Math.sqrt(variance / values.length) };
+}
+
 export function percent(ratio: number, digits = 2): string {
   return `${(ratio * 100).toFixed(digits)} %`;
 }

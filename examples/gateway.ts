@@ -3,10 +3,11 @@
  * step together; the gateway before them; and the same seeded traffic, chats with a few long documents among them, once by pressure
  * and once round robin. Prints what went where, and when the first tokens came.
  *
- * Usage: npm run demo:gateway [-- --stay]   (--stay leaves the last gateway up: open its /dashboard; Ctrl-C ends it)
+ * Usage: npm run demo:gateway [-- [--requests N] [--stay]]   (--stay leaves the last gateway up: open its /dashboard; Ctrl-C ends it)
  */
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
 import { Random } from '../bench/random.js';
 import { table } from '../lib/cli/table.js';
 import { checkGatewayOptions } from '../lib/gateway/config.js';
@@ -15,7 +16,7 @@ import type { GatewaySnapshot } from '../lib/gateway/types.js';
 import { StandIn } from '../test/stand-in/server.js';
 
 const SEED = 1;
-const REQUESTS = 200;
+const REQUESTS = '200';
 const PER_SECOND = 25;
 const LONG_SHARE = 0.1;
 const CHAT_WORDS = 120;
@@ -29,10 +30,10 @@ interface Chat {
   prompt: string;
 }
 
-function traffic(): Chat[] {
+function traffic(requests: number): Chat[] {
   const random = new Random(SEED, 0);
   let afterMs = 0;
-  return Array.from({ length: REQUESTS }, (_, n) => {
+  return Array.from({ length: requests }, (_, n) => {
     afterMs += (-Math.log(1 - random.uniform()) * 1000) / PER_SECOND;
     const words = random.uniform() < LONG_SHARE ? DOCUMENT_WORDS : CHAT_WORDS;
     return { afterMs, prompt: `${n} ${'word '.repeat(Math.ceil(words * (0.5 + random.uniform())))}` };
@@ -80,11 +81,15 @@ function report(policy: string, tookMs: number[], { engines, totals }: GatewaySn
 }
 
 async function main(): Promise<void> {
-  const stays = process.argv.includes('--stay');
-  const chats = traffic();
+  const { values } = parseArgs({
+    options: {
+      requests: { type: 'string', default: REQUESTS },
+      stay: { type: 'boolean', default: false },
+    },
+  });
+  const chats = traffic(Number(values.requests));
   for (const policy of POLICIES.toReversed()) {
-    const timing = TIMING;
-    const start = () => StandIn.start({ kind: 'vllm', ranks: 2, lockstep: true, timing, seed: SEED });
+    const start = () => StandIn.start({ kind: 'vllm', ranks: 2, lockstep: true, timing: TIMING, seed: SEED });
     const servers = [await start(), await start()];
     const config = checkGatewayOptions({
       servers: servers.map(({ url }) => ({ url, ranks: 2 })),
@@ -97,7 +102,7 @@ async function main(): Promise<void> {
     const gateway = await Gateway.create(config, { version: 'demo' });
     const { url } = await gateway.listen();
     report(policy, await send(url, chats), await gateway.snapshot());
-    if (stays && policy === POLICIES[0]) {
+    if (values.stay && policy === POLICIES[0]) {
       console.log(`\nlook at ${url}/dashboard; Ctrl-C ends it`);
       await Promise.race([once(process, 'SIGINT'), keepSending(url, chats)]);
     }

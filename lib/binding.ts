@@ -50,6 +50,21 @@ export interface NativeOptions {
 /** A problem in native memory. Opaque. */
 export type NativeProblemHandle = object & { readonly __handle: unique symbol };
 
+/** Checked. */
+export interface NativeScoreOptions {
+  backend: 'auto' | BackendName;
+  device: number;
+}
+
+export interface NativeScores {
+  /** `[requests][engines]`, NaN where an engine may not take a request. */
+  pressureMs: Float64Array;
+  /** `[requests]` */
+  best: Int32Array;
+  backend: BackendName;
+  backendReason?: string;
+}
+
 export interface NativeJob<T> {
   promise: Promise<T>;
   cancel(): void;
@@ -122,6 +137,17 @@ export interface NativeScheduler {
   dispatchTo(engine: number, ...request: NativeDispatch): void;
   /** Fills `scores` [engines], µs, NaN for engines that are left out; with `all`, only for those that may not take it. */
   scores(...request: [...NativeDispatch, all: boolean, scores: Float64Array]): void;
+  /** Requests in columns, [requests] each. The ledger counts as it is at the call. */
+  scoreBatch(
+    promptTokens: Float64Array,
+    cachedTokens: Float64Array,
+    stages: Uint8Array,
+    sessionKeys: readonly (string | undefined)[],
+    prefixHashes: readonly (BigUint64Array | undefined)[],
+    cachedByEngine: readonly (Uint32Array | undefined)[],
+    nowMs: number,
+    options: NativeScoreOptions,
+  ): NativeJob<NativeScores>;
   firstToken(ticket: number, nowMs: number): void;
   progress(ticket: number, prefilledTokens: number, nowMs: number): void;
   finished(ticket: number, nowMs: number): void;
@@ -139,6 +165,8 @@ export type NativeDispatch = [
   nowMs: number,
   sessionKey: string | undefined,
   prefixHashes: BigUint64Array | undefined,
+  /** [engines] Counts before `cachedTokens`. */
+  cachedByEngine: Uint32Array | undefined,
 ];
 
 export interface NativeSchedulerOptions {
@@ -189,6 +217,8 @@ export interface NativeBinding {
     windowTokens: number,
   ) => NativeStatistics;
   NativeScheduler: new (options: NativeSchedulerOptions) => NativeScheduler;
+  /** Hashes of a text by blocks of so many units of UTF-16, each with all before it, for texts of one name; returns how many. */
+  hashBlocks(text: string, name: string, blockUnits: number, into: BigUint64Array): number;
   NativeQueue: new (policy: number, agingTokensPerSecond: number) => NativeQueue;
   backends(): BackendInfo[];
   /** `kept`: how many sets of buffers stay between calls. */

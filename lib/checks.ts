@@ -1,6 +1,7 @@
 /** Checks of single values, for every border: what passes is returned, what fails is a GimbalError that names the field. */
 import { types } from 'node:util';
 import { type GimbalError, mismatch } from './errors.js';
+import type { BackendName } from './types.js';
 
 const MAX_INT32 = 2 ** 31 - 1;
 const MAX_SEED = 2n ** 64n - 1n;
@@ -85,6 +86,11 @@ export function boolean(field: string, value: unknown): boolean {
   return value;
 }
 
+export function checkFunction<T>(field: string, value: T): T {
+  if (typeof value !== 'function') throw invalid(field, 'a function', describe(value));
+  return value;
+}
+
 /** Of everything that draws. */
 export function checkSeed(value: unknown): bigint {
   if (typeof value === 'bigint' && value >= 0n && value <= MAX_SEED) return value;
@@ -114,4 +120,18 @@ function editDistance(a: string, b: string): number {
     rows.push(row);
   }
   return rows[a.length]![b.length]!;
+}
+
+/** The options that name a backend. */
+export function checkBackend({
+  backend = 'auto',
+  device = 0,
+}: {
+  backend?: 'auto' | BackendName;
+  device?: number;
+}): { backend: 'auto' | BackendName; device: number } {
+  return {
+    backend: oneOf('options.backend', backend, ['auto', 'cpu', 'cuda']),
+    device: ordinal('options.device', device),
+  };
 }

@@ -26,6 +26,8 @@ export type {
   QueuePolicy,
   RequestQueueOptions,
   SchedulerOptions,
+  ScoreOptions,
+  Scores,
 } from './dispatch/types.js';
 export { GimbalError, type GimbalErrorCode, type GimbalErrorDetail } from './errors.js';
 export { type Candidates, evaluatePlacements } from './evaluate.js';
@@ -79,6 +81,23 @@ export type {
   RoutingStatisticsOptions,
   SummedCounts,
 } from './statistics/types.js';
+export { decodeKvEvents } from './telemetry/kv-events.js';
+export { KvEventFeed } from './telemetry/kv-feed.js';
+export { KvBlockIndex } from './telemetry/kv-index.js';
+export type {
+  CachedTokensOptions,
+  KvBlockHash,
+  KvBlockIndexOptions,
+  KvBlocksCleared,
+  KvBlocksRemoved,
+  KvBlocksStored,
+  KvEngineBlocks,
+  KvEvent,
+  KvEventBatch,
+  KvEventFeedOptions,
+  KvEventSource,
+  KvSourceStatus,
+} from './telemetry/kv-types.js';
 export { EnginePoller } from './telemetry/poller.js';
 export { readSglangLoads, readSglangMetrics } from './telemetry/sglang.js';
 export type {

@@ -8,13 +8,14 @@ import {
   aboveZero,
   atLeastZero,
   boolean,
+  checkBackend,
+  checkFunction,
   checkKeys,
   checkSeed,
   count,
   describe,
   invalid,
   oneOf,
-  ordinal,
 } from './checks.js';
 import { mismatch } from './errors.js';
 import type { PlacementProblem, PlanOptions, Weights } from './types.js';
@@ -99,11 +100,10 @@ export function checkProblem(problem: PlacementProblem): NativeProblem {
 export function checkPlanOptions(options: PlanOptions = {}): NativeOptions {
   checkKeys('options', options, OPTION_KEYS);
   checkListeners(options);
-  const { backend = 'auto', effort = 'balanced', seed = 0 } = options;
+  const { effort = 'balanced', seed = 0 } = options;
   const { walkers, rounds, threads, timeLimitMs } = options;
   return {
-    backend: oneOf('options.backend', backend, ['auto', 'cpu', 'cuda']),
-    device: options.device === undefined ? 0 : ordinal('options.device', options.device),
+    ...checkBackend(options),
     effort: oneOf('options.effort', effort, ['fast', 'balanced', 'thorough']),
     walkers: walkers === undefined ? 0 : count('options.walkers', walkers),
     rounds: rounds === undefined ? 0 : count('options.rounds', rounds),
@@ -145,9 +145,7 @@ function checkListeners({ signal, onProgress }: PlanOptions): void {
   if (signal !== undefined && !isAbortSignal(signal)) {
     throw invalid('options.signal', 'an AbortSignal', describe(signal));
   }
-  if (onProgress !== undefined && typeof onProgress !== 'function') {
-    throw invalid('options.onProgress', 'a function', describe(onProgress));
-  }
+  if (onProgress !== undefined) checkFunction('options.onProgress', onProgress);
 }
 
 function isAbortSignal(value: unknown): value is AbortSignal {

@@ -3,25 +3,25 @@
  * execution layer (native/test/hostlayer), for many sizes of blocks and orders of threads. Needs what `npm test` builds.
  *
  *   node scripts/cuda-suite.cjs          the reduced suite, which `npm test` runs
- *   node scripts/cuda-suite.cjs --whole  every size and order, and every instance of the benches' suite: an hour on two cores
+ *   node scripts/cuda-suite.cjs --whole  every size and order, and every instance of the benches' suite; takes long
  *
  * Ends with one line, "N passed, N failed, N skipped"; a run of the native tests counts as many as it has test cases.
  */
 'use strict';
 
 const { spawnSync } = require('node:child_process');
-const fs = require('node:fs');
-const os = require('node:os');
 const path = require('node:path');
 
 const ROOT = path.join(__dirname, '..');
 const NATIVE_BUILD = path.join(ROOT, 'build-tests');
-const SOURCE = path.join(ROOT, 'native', 'solver', 'cuda', 'engine.cu');
 const PLAIN = 'gimbal_cuda_hostlayer.so';
 /** The same with every access checked: races, bounds, what nobody wrote. */
 const CHECKED = 'gimbal_cuda_hostlayer_checked.so';
 /** A block of 1024 threads is played by 1024 fibers, most of which wait. */
 const LARGE_SHARE = '4';
+/** Architectures whose PTX is run; before sm_80 a warp has no reductions of its own. */
+const REDUCED_PTX = ['sm_90'];
+const WHOLE_PTX = ['sm_75', 'sm_80', 'sm_90', 'sm_120'];
 
 /** What is run: a name, the plug-in, and the environment. */
 function runs(whole, ptx) {
@@ -78,29 +78,20 @@ function run(name, plugin, env = {}) {
 /** @returns {{passed: number, failed: number, skipped: number}} */
 function runSuite(whole) {
   const total = { passed: 0, failed: 0, skipped: 0 };
-  const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'gimbal-cuda-'));
-  try {
-    const {
-      ptx,
-      skipped,
-      failed: uncompiled,
-    } = compile(whole ? ['sm_75', 'sm_80', 'sm_90', 'sm_120'] : ['sm_90'], scratch);
-    for (const why of [...skipped, ...uncompiled]) console.log(why);
-    total.skipped += skipped.length;
-    total.failed += uncompiled.length;
-    for (const { name, plugin, env } of runs(whole, ptx)) {
-      const began = Date.now();
-      const { passed, failed, output } = runBatchTests(plugin, env);
-      total.passed += passed;
-      total.failed += failed;
-      const seconds = ((Date.now() - began) / 1000).toFixed(1);
-      console.log(`the CUDA backend on a CPU, ${name}: ${passed} passed, ${failed} failed (${seconds} s)`);
-      if (failed > 0) console.log(output);
-    }
-    if (whole) add(total, runInstances());
-  } finally {
-    fs.rmSync(scratch, { recursive: true, force: true });
+  const { ptx, skipped, failed: uncompiled } = compile(whole ? WHOLE_PTX : REDUCED_PTX);
+  for (const why of [...skipped, ...uncompiled]) console.log(why);
+  total.skipped += skipped.length;
+  total.failed += uncompiled.length;
+  for (const { name, plugin, env } of runs(whole, ptx)) {
+    const began = Date.now();
+    const { passed, failed, output } = runBatchTests(plugin, env);
+    total.passed += passed;
+    total.failed += failed;
+    const seconds = ((Date.now() - began) / 1000).toFixed(1);
+    console.log(`the CUDA backend on a CPU, ${name}: ${passed} passed, ${failed} failed (${seconds} s)`);
+    if (failed > 0) console.log(output);
   }
+  if (whole) add(total, runInstances());
   return total;
 }
 
@@ -120,13 +111,9 @@ function runBatchTests(plugin, env) {
 
 /** Every instance of the benches' suite, planned and evaluated by both backends. */
 function runInstances() {
-  const script = path.join(ROOT, 'test', 'parity', 'suite.ts');
-  const child = spawnSync(process.execPath, ['--import', 'tsx', script, '--whole'], {
-    cwd: ROOT,
+  const child = runTypeScript('test/parity/suite.ts', ['--whole'], {
     env: { ...process.env, GIMBAL_CUDA_PLUGIN: path.join(NATIVE_BUILD, PLAIN) },
-    encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'inherit'],
-    maxBuffer: 2 ** 26,
   });
   process.stdout.write(child.stdout);
   const counts = /^(\d+) passed, (\d+) failed$/m.exec(child.stdout);
@@ -135,26 +122,25 @@ function runInstances() {
 }
 
 /** The kernels' PTX for these architectures, as far as there is a compiler that knows them; and what there is not, in words. */
-function compile(architectures, folder) {
-  const nvcc = process.env.CUDACXX || 'nvcc';
-  const result = { ptx: [], skipped: [], failed: [] };
-  const known = spawnSync(nvcc, ['--list-gpu-arch'], { encoding: 'utf8' });
-  if (known.status !== 0) {
-    result.skipped.push("skipped: the compiler's PTX, since nvcc was not found");
-    return result;
-  }
-  for (const architecture of architectures) {
-    if (!known.stdout.split(/\s+/).includes(architecture.replace('sm', 'compute'))) {
-      result.skipped.push(`skipped: the compiler's PTX for ${architecture}, which this nvcc does not know`);
-      continue;
-    }
-    const file = path.join(folder, `${architecture}.ptx`);
-    const flags = ['-std=c++17', '-O3', '-Werror=all-warnings', `-arch=${architecture}`, '-ptx'];
-    const child = spawnSync(nvcc, [...flags, '-o', file, SOURCE], { cwd: ROOT, encoding: 'utf8' });
-    if (child.status === 0) result.ptx.push({ architecture, file });
-    else result.failed.push(`nvcc failed for ${architecture}:\n${child.stderr}`);
-  }
-  return result;
+function compile(architectures) {
+  const child = runTypeScript('bench/gpu/ptx.ts', architectures);
+  if (child.status !== 0) return { ptx: [], skipped: [], failed: [`nvcc failed:\n${child.stderr}`] };
+  const { reason, files = [], unknown = [] } = JSON.parse(child.stdout);
+  if (reason !== undefined)
+    return { ptx: [], skipped: [`skipped: the compiler's PTX, since ${reason}`], failed: [] };
+  const skipped = unknown.map(
+    (name) => `skipped: the compiler's PTX for ${name}, which this nvcc does not know`,
+  );
+  return { ptx: files, skipped, failed: [] };
+}
+
+function runTypeScript(script, argv, options = {}) {
+  return spawnSync(process.execPath, ['--import', 'tsx', path.join(ROOT, script), ...argv], {
+    cwd: ROOT,
+    encoding: 'utf8',
+    maxBuffer: 2 ** 26,
+    ...options,
+  });
 }
 
 function add(total, more) {

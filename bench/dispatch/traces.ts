@@ -37,10 +37,23 @@ export function syntheticTrace(count: number, seed: number): Trace {
   return { name: 'synthetic', requests };
 }
 
+/** So many parts of a trace, one after the other and of as many requests each: no two share one. */
+export function partsOf({ name, requests }: Trace, parts: number): Trace[] {
+  const count = Math.floor(requests.length / parts);
+  return Array.from({ length: parts }, (_, n) => {
+    const part = requests.slice(n * count, (n + 1) * count);
+    const startMs = part[0]!.arrivalMs;
+    return {
+      name,
+      requests: part.map((request) => ({ ...request, arrivalMs: request.arrivalMs - startMs })),
+    };
+  });
+}
+
 /** Azure's conversations of 2023, or undefined where the file is not at hand. */
-export function azureTrace(count: number): Trace | undefined {
+export function azureTrace(): Trace | undefined {
   if (!existsSync(AZURE)) return undefined;
-  const rows: Record<string, string>[] = parse(readFileSync(AZURE), { columns: true, to: count });
+  const rows: Record<string, string>[] = parse(readFileSync(AZURE), { columns: true });
   const start = Date.parse(`${rows[0]!.TIMESTAMP}Z`);
   const requests = rows.map((row) => ({
     arrivalMs: Date.parse(`${row.TIMESTAMP}Z`) - start,
@@ -58,9 +71,9 @@ interface MooncakeRow {
 }
 
 /** Mooncake's conversations, with the hashes of their prefix blocks, or undefined where the file is not at hand. */
-export function mooncakeTrace(count: number): Trace | undefined {
+export function mooncakeTrace(): Trace | undefined {
   if (!existsSync(MOONCAKE)) return undefined;
-  const lines = readFileSync(MOONCAKE, 'utf8').trim().split('\n').slice(0, count);
+  const lines = readFileSync(MOONCAKE, 'utf8').trim().split('\n');
   const requests = lines.map((line) => {
     const row: MooncakeRow = JSON.parse(line);
     return {

@@ -39,9 +39,10 @@ export async function serveCommand(options: ServeOptions, context: Context): Pro
     return;
   }
   const gateway = await Gateway.create(config, { version });
-  const urls = await gateway.listen();
-  const stopWatching = watch(options, gateway, context);
+  let stopWatching = () => {};
   try {
+    const urls = await gateway.listen();
+    stopWatching = watch(options, gateway, context);
     await write(output.stdout, `${JSON.stringify(urls)}\n`);
     await aborted(signal);
   } finally {
@@ -135,7 +136,14 @@ function withoutSecrets(config: GatewayConfig): GatewayConfig {
     servers: config.servers.map((server) =>
       server.apiKey === undefined ? server : { ...server, apiKey: '…' },
     ),
+    ...(config.redis === undefined
+      ? {}
+      : { redis: { ...config.redis, url: withoutPassword(config.redis.url) } }),
   };
+}
+
+function withoutPassword(url: string): string {
+  return url.replace(/(\/\/[^/@]*:)[^/]*@/, '$1…@');
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

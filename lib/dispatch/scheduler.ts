@@ -5,6 +5,7 @@
 import { binding, type NativeScheduler } from '../binding.js';
 import { atLeastZero, describe, invalid, oneOf } from '../checks.js';
 import { GimbalError } from '../errors.js';
+import { runJob } from '../job.js';
 import type {
   Candidate,
   Dispatched,
@@ -16,6 +17,8 @@ import type {
   EngineSample,
   EngineState,
   SchedulerOptions,
+  ScoreOptions,
+  Scores,
 } from './types.js';
 import {
   type CheckedScheduler,
@@ -24,6 +27,7 @@ import {
   checkRequest,
   checkSample,
   checkScheduler,
+  checkScores,
   checkTime,
   checkTokens,
   POLICIES,
@@ -44,7 +48,8 @@ const DECISION_PARTS = 4;
 /**
  * Dispatches requests over data-parallel engines by their pressure: predicted prefill backlog, KV cache, queue, and how
  * overloaded the experts are that an engine's tokens go to. Feed it with samples (`observe`) and with what becomes of requests
- * (`firstToken`, `progress`, `finished`, `failed`); ask it with `dispatch`. Synchronous; a decision takes microseconds.
+ * (`firstToken`, `progress`, `finished`, `failed`); ask it with `dispatch`. A decision takes microseconds; all is synchronous but
+ * `scores`.
  */
 export class Scheduler {
   readonly #native: NativeScheduler;
@@ -58,6 +63,8 @@ export class Scheduler {
   readonly #report = new Float64Array(REPORT_PARTS);
   /** [engines] */
   #scores = new Float64Array(0);
+  /** [engines] */
+  #cached = new Uint32Array(0);
   #turn = 0;
 
   /** @throws GimbalError GIMBAL_INVALID_INPUT (names the option), GIMBAL_BINDING */
@@ -133,7 +140,7 @@ export class Scheduler {
    * @throws GimbalError GIMBAL_INVALID_INPUT (names the field; also an id that is in flight), GIMBAL_NO_ENGINE (none may take it)
    */
   dispatch(request: DispatchRequest): Dispatched {
-    checkRequest('request', request);
+    checkRequest('request', request, this.#engines.length);
     return this.#dispatch(request, this.#options.clock());
   }
 
@@ -145,24 +152,10 @@ export class Scheduler {
    */
   dispatched(engine: number, request: DispatchRequest, ageMs = 0): void {
     checkEngineNumber('engine', engine, this.#engines.length);
-    checkRequest('request', request);
+    checkRequest('request', request, this.#engines.length);
     checkTime('ageMs', atLeastZero('ageMs', ageMs));
     this.#checkNew('request.id', request.id);
-    const { promptTokens, cachedTokens = UNKNOWN, stage = 'prefill', streams = true, sessionKey } = request;
-    const hashes =
-      request.prefixHashes === undefined ? undefined : toHashes('request.prefixHashes', request.prefixHashes);
-    const sentMs = this.#options.clock() - ageMs;
-    const stageNumber = STAGES.indexOf(stage);
-    this.#native.dispatchTo(
-      engine,
-      promptTokens,
-      cachedTokens,
-      stageNumber,
-      streams,
-      sentMs,
-      sessionKey,
-      hashes,
-    );
+    this.#native.dispatchTo(engine, ...this.#given(request, this.#options.clock() - ageMs));
     this.#tickets.set(request.id, this.#decision[1]!);
   }
 
@@ -171,7 +164,7 @@ export class Scheduler {
     if (!Array.isArray(requests)) throw invalid('requests', 'an array', describe(requests));
     const ids = new Set<string | number>();
     requests.forEach((request, n) => {
-      checkRequest(`requests[${n}]`, request);
+      checkRequest(`requests[${n}]`, request, this.#engines.length);
       if (ids.has(request.id)) throw invalid(`requests[${n}].id`, 'each id once', describe(request.id));
       ids.add(request.id);
       this.#checkNew(`requests[${n}].id`, request.id);
@@ -219,10 +212,44 @@ export class Scheduler {
     return this.#engines.map((_, engine) => this.#pressureOf(engine, nowMs));
   }
 
-  /** That of one engine. */
+  /** The backlog of one engine alone, ms; for those who ask often. */
+  backlogOf(engine: number): number {
+    checkEngineNumber('engine', engine, this.#engines.length);
+    this.#native.report(engine, this.#options.clock(), this.#report);
+    return this.#report[0]!;
+  }
+
+  /** The pressure of one engine. */
   pressureOf(engine: number): EnginePressure {
     checkEngineNumber('engine', engine, this.#engines.length);
     return this.#pressureOf(engine, this.#options.clock());
+  }
+
+  /**
+   * What each of many requests would meet on every engine, by the ledger as it is at the call, which does not change it. Each
+   * request is scored by itself: nothing is taken to be sent, lockstep groups and other gateways do not count. Ids are not looked
+   * at. Works beside the event loop; up to 2^20 scores, requests times engines, at a time.
+   *
+   * @throws GimbalError GIMBAL_INVALID_INPUT (names the field), GIMBAL_OUT_OF_RANGE (too many), GIMBAL_BACKEND_UNAVAILABLE,
+   *   GIMBAL_BACKEND_FAILED
+   */
+  async scores(requests: readonly DispatchRequest[], options: ScoreOptions = {}): Promise<Scores> {
+    const engines = this.#engines.length;
+    const checked = checkScores(requests, engines, options);
+    const prompts = Float64Array.from(requests, ({ promptTokens }) => promptTokens);
+    const cached = Float64Array.from(requests, ({ cachedTokens }) =>
+      typeof cachedTokens === 'number' ? cachedTokens : UNKNOWN,
+    );
+    const stages = Uint8Array.from(requests, ({ stage = 'prefill' }) => STAGES.indexOf(stage));
+    const sessions = requests.map(({ sessionKey }) => sessionKey);
+    const prefixes = requests.map(({ prefixHashes }, n) =>
+      prefixHashes === undefined ? undefined : toHashes(`requests[${n}].prefixHashes`, prefixHashes),
+    );
+    const caches = requests.map(({ cachedTokens }) => this.#cachedByEngine(cachedTokens)?.slice());
+    const nowMs = this.#options.clock();
+    const start = () =>
+      this.#native.scoreBatch(prompts, cached, stages, sessions, prefixes, caches, nowMs, checked);
+    return { engines, ...(await runJob(start)) };
   }
 
   #add(engine: EngineOptions): number {
@@ -233,6 +260,7 @@ export class Scheduler {
     this.#engines.push({ ...engine });
     this.#states.push('active');
     this.#scores = new Float64Array(this.#engines.length);
+    this.#cached = new Uint32Array(this.#engines.length);
     return this.#native.addEngine(groups.get(group)!, ROLES.indexOf(role), prefillTokensPerSecond, kvTokens);
   }
 
@@ -250,17 +278,36 @@ export class Scheduler {
   #dispatchAmongActive(request: DispatchRequest, nowMs: number): Dispatched {
     const { stages } = this.#options;
     if (stages !== undefined) return this.#dispatchByStages(request, stages, nowMs);
-    const { promptTokens, cachedTokens = UNKNOWN, stage, streams = true, sessionKey, prefixHashes } = request;
+    const { promptTokens, cachedTokens, stage, streams = true, sessionKey, prefixHashes } = request;
     const hashes = prefixHashes === undefined ? undefined : toHashes('request.prefixHashes', prefixHashes);
     const stageNumber = stage === 'decode' ? 1 : 0;
-    this.#native.dispatch(promptTokens, cachedTokens, stageNumber, streams, nowMs, sessionKey, hashes);
+    const everywhere = typeof cachedTokens === 'number' ? cachedTokens : UNKNOWN;
+    const byEngine = this.#cachedByEngine(cachedTokens);
+    // Spelled out, not spread: a list would be made for every request.
+    this.#native.dispatch(
+      promptTokens,
+      everywhere,
+      stageNumber,
+      streams,
+      nowMs,
+      sessionKey,
+      hashes,
+      byEngine,
+    );
     return this.#note(request, this.#decision, 0);
+  }
+
+  /** [engines] As native code reads it, good until the next request; undefined where engines do not differ. */
+  #cachedByEngine(cachedTokens: DispatchRequest['cachedTokens']): Uint32Array | undefined {
+    if (cachedTokens === undefined || typeof cachedTokens === 'number') return undefined;
+    this.#cached.set(cachedTokens);
+    return this.#cached;
   }
 
   /** In one native call. [requests] each, but for the decisions. */
   #dispatchPlain(requests: readonly DispatchRequest[], nowMs: number): Dispatched[] {
     const prompts = Float64Array.from(requests, ({ promptTokens }) => promptTokens);
-    const cached = Float64Array.from(requests, ({ cachedTokens = UNKNOWN }) => cachedTokens);
+    const cached = Float64Array.from(requests, ({ cachedTokens }) => (cachedTokens as number) ?? UNKNOWN);
     const streams = Uint8Array.from(requests, (request) => (request.streams === false ? 0 : 1));
     const decisions = new Float64Array(DECISION_PARTS * requests.length);
     this.#native.dispatchBatch(prompts, cached, streams, decisions, nowMs);
@@ -282,18 +329,7 @@ export class Scheduler {
 
   /** Filter, score, pick with what the caller replaces; the ledger is the same. */
   #dispatchByStages(request: DispatchRequest, stages: DispatchStages, nowMs: number): Dispatched {
-    const { promptTokens, cachedTokens = UNKNOWN, stage = 'prefill', streams = true, sessionKey } = request;
-    const hashes =
-      request.prefixHashes === undefined ? undefined : toHashes('request.prefixHashes', request.prefixHashes);
-    const given = [
-      promptTokens,
-      cachedTokens,
-      STAGES.indexOf(stage),
-      streams,
-      nowMs,
-      sessionKey,
-      hashes,
-    ] as const;
+    const given = this.#given(request, nowMs);
     this.#native.scores(...given, stages.filter !== undefined, this.#scores);
     const all: Candidate[] = [];
     this.#scores.forEach((micros, engine) => {
@@ -315,6 +351,23 @@ export class Scheduler {
     this.#native.dispatchTo(engine, ...given);
     this.#tickets.set(request.id, this.#decision[1]!);
     return { engine, pressure: picked.candidate.pressureMs, reason: 'custom' };
+  }
+
+  /** A request as native code takes it, where a list of it does no harm. */
+  #given(request: DispatchRequest, atMs: number) {
+    const { promptTokens, cachedTokens, stage = 'prefill', streams = true, sessionKey } = request;
+    const { prefixHashes } = request;
+    return [
+      promptTokens,
+      typeof cachedTokens === 'number' ? cachedTokens : UNKNOWN,
+      STAGES.indexOf(stage),
+      streams,
+      atMs,
+      sessionKey,
+      prefixHashes === undefined ? undefined : toHashes('request.prefixHashes', prefixHashes),
+      // A copy: a stage may dispatch another request.
+      this.#cachedByEngine(cachedTokens)?.slice(),
+    ] as const;
   }
 
   #leastInTurn(scored: readonly { candidate: Candidate; score: number }[]): number {
@@ -356,10 +409,10 @@ export class Scheduler {
 }
 
 /** What a batch says in columns of numbers. */
-function isPlain({ sessionKey, prefixHashes, stage = 'prefill', excluding }: DispatchRequest): boolean {
-  return (
-    sessionKey === undefined && prefixHashes === undefined && stage === 'prefill' && excluding === undefined
-  );
+function isPlain(request: DispatchRequest): boolean {
+  const { cachedTokens, sessionKey, prefixHashes, stage = 'prefill', excluding } = request;
+  if (sessionKey !== undefined || prefixHashes !== undefined || stage !== 'prefill') return false;
+  return excluding === undefined && (cachedTokens === undefined || typeof cachedTokens === 'number');
 }
 
 function noEngine({ stage = 'prefill' }: DispatchRequest): GimbalError {

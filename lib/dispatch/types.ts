@@ -1,4 +1,5 @@
 /** What the dispatch side takes and gives. Times are milliseconds on one clock, the scheduler's; shares lie in 0…1. */
+import type { BackendName } from '../types.js';
 
 export type DispatchPolicy =
   | 'gimbal'
@@ -49,8 +50,11 @@ export interface EngineSample {
 export interface DispatchRequest {
   id: string | number;
   promptTokens: number;
-  /** Of these, what the engine that gets it has cached. Not given: estimated by `prefixHashes`, else by `sessionKey`, else 0. */
-  cachedTokens?: number;
+  /**
+   * Of these, what the engine that gets it has cached, or what each engine has: [engines], e.g. of a KvEventFeed. Not given:
+   * estimated by `prefixHashes`, else by `sessionKey`, else 0.
+   */
+  cachedTokens?: number | ArrayLike<number>;
   /** Requests of one session go on where the last one left off. */
   sessionKey?: string;
   /** A hash for each block of the prompt that covers the block and all before it; blocks are equal parts of the prompt. */
@@ -112,6 +116,28 @@ export interface PressureWeights {
   /** What a waiting request counts for beyond its prefill, and what one does that decodes. Defaults 2 and 0.2. */
   waitingMs?: number;
   runningMs?: number;
+}
+
+export interface ScoreOptions {
+  /** Default `auto`: the CPU, for a score's way back from a GPU takes about as long as a core takes to make it. */
+  backend?: 'auto' | BackendName;
+  /** Which CUDA device. Default 0. */
+  device?: number;
+}
+
+/** What many requests would meet on every engine. */
+export interface Scores {
+  engines: number;
+  /** `[requests][engines]`: as `pressureMs` of a `Candidate`; NaN where the engine may not take the request. */
+  pressureMs: Float64Array;
+  /**
+   * `[requests]`: the engine with the least pressure, of equals the least number, among those that are fresh and have room in
+   * the KV cache, else those that are fresh, else all that may take the request; −1 for none.
+   */
+  best: Int32Array;
+  backend: BackendName;
+  /** Under `auto`: why no GPU was taken. */
+  backendReason?: string;
 }
 
 /** An engine as the stages see it: its pressure by term, and what the request would find there in all. */

@@ -1,9 +1,12 @@
 /** The border of the dispatch side: what a caller gives is checked here, field by field, before native code sees it. */
 import { types } from 'node:util';
+import type { NativeScoreOptions } from '../binding.js';
 import {
   aboveZero,
   atLeastZero,
   boolean,
+  checkBackend,
+  checkFunction,
   checkKeys,
   checkSeed,
   count,
@@ -12,6 +15,7 @@ import {
   oneOf,
   ordinal,
 } from '../checks.js';
+import { mismatch } from '../errors.js';
 import type {
   DispatchRequest,
   DispatchStages,
@@ -20,6 +24,7 @@ import type {
   PressureWeights,
   RequestQueueOptions,
   SchedulerOptions,
+  ScoreOptions,
 } from './types.js';
 
 /** As native/dispatch/scheduler.h counts them. */
@@ -49,6 +54,8 @@ const MOST_MS = 3.6e6;
 const LEAST_RATE = 100;
 const MOST_RATE = 1e9;
 const MOST_GATEWAYS = 1024;
+/** Of one call: 8 MiB for the event loop to copy, into memory that nobody has touched yet. */
+const MOST_SCORES = 2 ** 20;
 
 export const DEFAULT_WEIGHTS: Required<PressureWeights> = {
   backlog: 1,
@@ -180,7 +187,7 @@ export function checkSample(field: string, sample: EngineSample, engines: number
   if (moePressure !== undefined) atLeastZero(`${field}.moePressure`, moePressure);
 }
 
-export function checkRequest(field: string, request: DispatchRequest): void {
+export function checkRequest(field: string, request: DispatchRequest, engines: number): void {
   checkKeys(field, request, [
     'id',
     'promptTokens',
@@ -195,7 +202,9 @@ export function checkRequest(field: string, request: DispatchRequest): void {
   checkId(`${field}.id`, request.id);
   checkTokens(`${field}.promptTokens`, request.promptTokens);
   const { cachedTokens, sessionKey, prefixHashes, priority, stage, streams, excluding } = request;
-  if (cachedTokens !== undefined) within(`${field}.cachedTokens`, cachedTokens, 0, request.promptTokens);
+  if (cachedTokens !== undefined) {
+    checkCached(`${field}.cachedTokens`, cachedTokens, request.promptTokens, engines);
+  }
   if (sessionKey !== undefined && typeof sessionKey !== 'string') {
     throw invalid(`${field}.sessionKey`, 'a string', describe(sessionKey));
   }
@@ -212,6 +221,30 @@ export function checkRequest(field: string, request: DispatchRequest): void {
   for (const [n, engine] of excluding.entries()) ordinal(`${field}.excluding[${n}]`, engine);
 }
 
+function checkCached(
+  field: string,
+  cached: number | ArrayLike<number>,
+  promptTokens: number,
+  engines: number,
+): void {
+  if (typeof cached === 'number') {
+    within(field, cached, 0, promptTokens);
+    return;
+  }
+  if (!(Array.isArray(cached) || types.isTypedArray(cached))) {
+    throw invalid(field, 'a number, or an array of one for each engine', describe(cached));
+  }
+  if (cached.length !== engines)
+    throw invalid(field, `${engines} numbers, one for each engine`, describe(cached));
+  for (let engine = 0; engine < engines; engine += 1) {
+    const tokens = cached[engine];
+    // The name of the field is made where it is needed: this runs for every engine of every request.
+    if (!(typeof tokens === 'number' && tokens >= 0 && tokens <= promptTokens)) {
+      within(`${field}[${engine}]`, tokens, 0, promptTokens);
+    }
+  }
+}
+
 /** Hashes as native code reads them. */
 export function toHashes(
   field: string,
@@ -223,6 +256,26 @@ export function toHashes(
     if (typeof hash === 'number' && Number.isSafeInteger(hash) && hash >= 0) return BigInt(hash);
     throw invalid(`${field}[${n}]`, 'a safe integer of at least 0 or a bigint below 2^64', describe(hash));
   });
+}
+
+export function checkScores(
+  requests: readonly DispatchRequest[],
+  engines: number,
+  options: ScoreOptions,
+): NativeScoreOptions {
+  if (!Array.isArray(requests)) throw invalid('requests', 'an array', describe(requests));
+  if (requests.length * engines > MOST_SCORES) {
+    const expected = `at most ${Math.floor(MOST_SCORES / engines)} for ${engines} engines`;
+    throw mismatch('GIMBAL_OUT_OF_RANGE', 'requests', expected, `${requests.length}`);
+  }
+  for (const [n, request] of requests.entries()) {
+    checkRequest(`requests[${n}]`, request, engines);
+    if (request.excluding !== undefined) {
+      throw invalid(`requests[${n}].excluding`, 'nothing: scores are of every engine', 'engines');
+    }
+  }
+  checkKeys('options', options, ['backend', 'device']);
+  return checkBackend(options);
 }
 
 export function checkQueue(options: RequestQueueOptions = {}) {
@@ -263,10 +316,5 @@ function within(field: string, value: unknown, least: number, most: number): num
   if (typeof value !== 'number' || !(value >= least && value <= most)) {
     throw invalid(field, `a number of ${least} to ${most}`, describe(value));
   }
-  return value;
-}
-
-function checkFunction<T>(field: string, value: T): T {
-  if (typeof value !== 'function') throw invalid(field, 'a function', describe(value));
   return value;
 }

@@ -18,6 +18,8 @@ export interface ApiError {
 /** Ends an answer whose last bytes the client must take in time; else the connection is broken off. */
 export function endWithin(response: ServerResponse, timeoutMs: number, body?: Buffer): void {
   response.end(body);
+  // The system has all of it, as nearly always.
+  if (response.socket?.writableLength === 0) return;
   const timer = setInterval(() => {
     // Behind another answer of its connection it is not its turn yet.
     if (response.socket !== null) response.destroy();

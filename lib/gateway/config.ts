@@ -1,6 +1,6 @@
 /**
  * The gateway's configuration: what it may say, its defaults, and which of it takes effect while the gateway runs. A file is YAML
- * or JSON; the schema below is the only list of keys.
+ * or JSON.
  */
 import { readFile } from 'node:fs/promises';
 import { parseDocument } from 'yaml';
@@ -13,6 +13,9 @@ import { MAX_YAML_BYTES } from '../import/limits.js';
 /** Timers take 32 bits, and nothing that waits an hour is waited for. */
 const MOST_MS = 3.6e6;
 const ms = (fallback: number) => z.number().positive().max(MOST_MS).default(fallback);
+/** The scheduler counts them in 32 bits. */
+const MOST_KV_TOKENS = 2 ** 31 - 1;
+const MOST_GLOBAL_RANK = 2 ** 30;
 const whole = z.number().int().positive();
 const port = z.number().int().min(0).max(65_535);
 const secret = z.string().min(1);
@@ -21,8 +24,9 @@ const tls = z.strictObject({ cert: z.string().min(1), key: z.string().min(1) });
 
 const url = z.string().transform((text, context) => {
   const given = URL.canParse(text) ? new URL(text) : undefined;
-  const bare = given !== undefined && given.username === '' && given.search === '' && given.hash === '';
-  if (given !== undefined && bare && ['http:', 'https:'].includes(given.protocol)) {
+  const isBare =
+    given !== undefined && [given.username, given.password, given.search, given.hash].join('') === '';
+  if (isBare && ['http:', 'https:'].includes(given.protocol)) {
     return given.href.replace(/\/+$/, '');
   }
   context.addIssue('expected an http or https URL without credentials, query and fragment');
@@ -39,21 +43,24 @@ const server = z.strictObject({
   /** `X-data-parallel-rank` on every request; default where there are several ranks. */
   pin: z.boolean().optional(),
   /** Over all servers of a deployment: for names in metrics. */
-  firstGlobalRank: z.number().int().nonnegative().optional(),
+  firstGlobalRank: z.number().int().nonnegative().max(MOST_GLOBAL_RANK).optional(),
   prefillTokensPerSecond: z.number().min(100).max(1e9).optional(),
   /** What the KV cache of one rank holds. */
-  kvTokens: whole.optional(),
+  kvTokens: whole.max(MOST_KV_TOKENS).optional(),
   /** What the server wants as `Authorization: Bearer`; or the name of an environment variable that holds it. */
   apiKey: secret.optional(),
   apiKeyEnv: z.string().min(1).optional(),
   telemetry: z.enum(['/metrics', '/v1/loads', '/get_load']).optional(),
-  /** One ZMQ endpoint for each rank; vLLM's `kv_events_config`. */
-  kvEvents: z.array(z.string().min(1)).optional(),
+  /** What each rank publishes of its KV cache at, over ZMQ; vLLM's `--kv-events-config`. */
+  kvEvents: z
+    .array(z.strictObject({ endpoint: z.string().min(1), replayEndpoint: z.string().min(1).optional() }))
+    .optional(),
 });
 
 const weight = z.number().nonnegative().optional();
 
-const schema = z.strictObject({
+/** The only list of keys. */
+export const gatewaySchema = z.strictObject({
   listen: z
     .strictObject({ host: z.string().default('127.0.0.1'), port: port.default(8080), tls: tls.optional() })
     .prefault({}),
@@ -143,9 +150,9 @@ const schema = z.strictObject({
     .prefault({}),
 });
 
-export type GatewayConfig = z.output<typeof schema>;
+export type GatewayConfig = z.output<typeof gatewaySchema>;
 /** What a file or a caller writes: everything but the servers has a default. */
-export type GatewayOptions = z.input<typeof schema>;
+export type GatewayOptions = z.input<typeof gatewaySchema>;
 export type ServerConfig = GatewayConfig['servers'][number];
 
 /** What a running gateway takes from a new configuration. */
@@ -169,7 +176,7 @@ const RELOADABLE: readonly (keyof GatewayConfig)[] = [
  * @throws GimbalError GIMBAL_INVALID_INPUT: the first key at fault, what it takes and what came
  */
 export function checkGatewayOptions(options: unknown, source = 'options'): GatewayConfig {
-  const { success, data, error } = schema.safeParse(options, { reportInput: true });
+  const { success, data, error } = gatewaySchema.safeParse(options, { reportInput: true });
   if (!success) throw fromZod(error, source);
   const urls = new Set<string>();
   for (const [n, { url: at, ranks, kvEvents, apiKey, apiKeyEnv }] of data.servers.entries()) {
@@ -179,7 +186,7 @@ export function checkGatewayOptions(options: unknown, source = 'options'): Gatew
     if (urls.has(at)) throw wrong('url', 'each server once', at);
     urls.add(at);
     if (kvEvents !== undefined && kvEvents.length !== ranks) {
-      throw wrong('kvEvents', `an endpoint for each of the ${ranks} ranks`, `${kvEvents.length}`);
+      throw wrong('kvEvents', `one for each of the ${ranks} ranks`, `${kvEvents.length}`);
     }
     if (apiKey !== undefined && apiKeyEnv !== undefined)
       throw wrong('apiKeyEnv', 'no apiKey beside it', 'both');
@@ -207,15 +214,24 @@ function fromZod(error: z.ZodError, source: string): GimbalError {
 /** @throws GimbalError GIMBAL_IO, GIMBAL_FORMAT (not YAML), GIMBAL_INVALID_INPUT */
 export async function readGatewayConfig(file: string, overrides: object = {}): Promise<GatewayConfig> {
   const bytes = await readFileBounded(file, { maxBytes: MAX_YAML_BYTES });
-  const document = parseDocument(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
-  const [first] = document.errors;
-  if (first !== undefined)
-    throw mismatch('GIMBAL_FORMAT', file, 'YAML or JSON', first.message.split('\n')[0]!);
-  const content: unknown = document.toJS({ maxAliasCount: 100 });
+  const content = contentOf(bytes, file);
   if (!isGroup(content)) {
     throw mismatch('GIMBAL_FORMAT', file, 'a mapping of keys', content === null ? 'nothing' : typeof content);
   }
   return checkGatewayOptions(overlaid(content, overrides), file);
+}
+
+function contentOf(bytes: Uint8Array, file: string): unknown {
+  try {
+    const document = parseDocument(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
+    const [first] = document.errors;
+    if (first !== undefined) throw first;
+    return document.toJS({ maxAliasCount: 100 });
+  } catch (error) {
+    // What follows the first line quotes the file, in which there may be keys.
+    const [reason] = (error as Error).message.split('\n');
+    throw mismatch('GIMBAL_FORMAT', file, 'YAML or JSON in UTF-8', reason!);
+  }
 }
 
 /** Groups of keys are overlaid key by key. */
@@ -243,15 +259,26 @@ export function mergeReload(
     if (RELOADABLE.includes(key)) config[key] = next[key];
     else if (JSON.stringify(current[key]) !== JSON.stringify(next[key])) later.push(key);
   }
+  // The one limit that connections are made with once and for all.
+  const { connectMs } = current.limits;
+  if (next.limits.connectMs !== connectMs) later.push('limits.connectMs');
+  config.limits = { ...next.limits, connectMs };
   return { config: config as GatewayConfig, later };
 }
 
-/** All keys that clients may use. @throws GimbalError GIMBAL_IO */
+/**
+ * All keys that clients may use. A file without any is refused: it is more likely to be half written than to open the gateway to
+ * everybody.
+ *
+ * @throws GimbalError GIMBAL_IO, GIMBAL_FORMAT (a file without a key)
+ */
 export async function readApiKeys({ apiKeys, apiKeysFile }: GatewayConfig): Promise<string[]> {
   if (apiKeysFile === undefined) return apiKeys;
   const text = await readFile(apiKeysFile, 'utf8').catch((error) => {
     throw ioError(apiKeysFile, error);
   });
   const lines = text.split('\n').map((line) => line.trim());
-  return [...apiKeys, ...lines.filter((line) => line !== '' && !line.startsWith('#'))];
+  const keys = lines.filter((line) => line !== '' && !line.startsWith('#'));
+  if (keys.length === 0) throw mismatch('GIMBAL_FORMAT', apiKeysFile, 'a key in each line', 'no key');
+  return [...apiKeys, ...keys];
 }

@@ -39,7 +39,7 @@ export class RefusedError extends Error {
 export interface AcquireOptions {
   /** The client has gone: rejects with the signal's reason. */
   signal?: AbortSignal;
-  /** Where the request failed before: taken only where there is no other. */
+  /** Where the request failed before: taken only where no other serves. */
   excluding?: readonly FleetEngine[];
   /** Where it may go at all. */
   only?(target: FleetEngine): boolean;
@@ -99,6 +99,8 @@ export class Fleet {
   readonly #leaving = new Set<Server>();
   /** [engines] By the scheduler's number. */
   readonly #engines: EngineEntry[] = [];
+  /** Those of them that are behind the servers of the configuration: numbers are never given again, so the others only grow. */
+  #named: readonly EngineEntry[] = [];
   #pumping = false;
   #running = false;
   /** Where the search for room begins. */
@@ -120,12 +122,12 @@ export class Fleet {
       seed: config.seed ?? randomInt(2 ** 32),
     });
     this.#queue = new RequestQueue(queueOptions(config));
-    for (const server of config.servers) this.#addServer(server);
+    for (const server of this.#build(config.servers)) this.#join(server);
   }
 
   start(): void {
     this.#running = true;
-    for (const server of this.#servers.values()) server.start();
+    startAll([...this.#servers.values()]);
   }
 
   /** Whoever waits is refused. */
@@ -135,20 +137,25 @@ export class Fleet {
     await Promise.all([...this.#servers.values(), ...this.#leaving].map((server) => server.stop()));
   }
 
-  /** Servers that are new come in, those that are gone leave when their last request has ended. */
+  /**
+   * Servers that are new come in, those that are gone leave when their last request has ended.
+   *
+   * @throws GimbalError a new server's KV events cannot be followed; then nothing has changed
+   */
   reload(config: GatewayConfig): void {
+    const wanted = new Map(config.servers.map((server) => [server.url, server]));
+    const leaving: Server[] = [];
+    for (const [url, server] of this.#servers) {
+      if (JSON.stringify(wanted.get(url)) === JSON.stringify(server.config)) wanted.delete(url);
+      else leaving.push(server);
+    }
+    const joining = this.#build([...wanted.values()]);
+    if (this.#running) startAll(joining);
     const before = this.#config;
     this.#config = config;
     if (JSON.stringify(before.queue) !== JSON.stringify(config.queue)) this.#renewQueue();
-    const wanted = new Map(config.servers.map((server) => [server.url, server]));
-    for (const [url, server] of this.#servers) {
-      if (JSON.stringify(wanted.get(url)) === JSON.stringify(server.config)) wanted.delete(url);
-      else this.#removeServer(url, server);
-    }
-    for (const server of wanted.values()) {
-      const added = this.#addServer(server);
-      if (this.#running) added.start();
-    }
+    for (const server of leaving) this.#removeServer(server);
+    for (const server of joining) this.#join(server);
     this.#pumpSoon();
   }
 
@@ -168,7 +175,7 @@ export class Fleet {
 
   /** Whether some engine takes requests, now or when it has room again. */
   get isServing(): boolean {
-    return this.#engines.some(({ target, server }) => server.stateOf(target) === 'active');
+    return this.#named.some(({ target, server }) => server.stateOf(target) === 'active');
   }
 
   /**
@@ -177,14 +184,15 @@ export class Fleet {
    * @throws RefusedError; what `options.signal` is aborted with
    */
   async acquire(request: FleetRequest, options: AcquireOptions = {}): Promise<Assignment> {
-    const { signal, only } = options;
+    const { signal, only, excluding = [] } = options;
     signal?.throwIfAborted();
     if (only !== undefined && !this.targets.some((target) => only(target))) {
       throw new RefusedError(503, 'none of the engines may take the request', LEAST_RETRY_AFTER_SECONDS);
     }
     const assignment = this.acquireNow(request, options);
     if (assignment !== undefined) return assignment;
-    if (this.#queue.size >= this.#config.queue.capacity) {
+    // One that was taken already, and whose engine failed, is not sent away for those that came after it.
+    if (excluding.length === 0 && this.#queue.size >= this.#config.queue.capacity) {
       throw new RefusedError(429, `${this.#queue.size} requests wait already`, this.#retryAfterSeconds());
     }
     return new Promise((resolve, reject) => this.#wait(request, options, resolve, reject));
@@ -248,13 +256,21 @@ export class Fleet {
     return { size: this.#waiters.size, capacity: this.#config.queue.capacity, oldestMs };
   }
 
-  #addServer(config: ServerConfig): Server {
-    const { ranks, url, prefillTokensPerSecond, kvTokens, group = url, firstGlobalRank } = config;
-    const first = this.#engines.length;
-    const server = new Server(config, first, this.#config, this.#log, {
-      samples: (samples) => this.#observe(samples),
-      changed: (changed) => this.#onChange(changed),
+  /** Servers that are to join next, in this order. */
+  #build(configs: readonly ServerConfig[]): Server[] {
+    let first = this.#engines.length;
+    return configs.map((config) => {
+      const server = new Server(config, first, this.#config, this.#log, {
+        samples: (samples) => this.#observe(samples),
+        changed: (changed) => this.#onChange(changed),
+      });
+      first += config.ranks;
+      return server;
     });
+  }
+
+  #join(server: Server): void {
+    const { ranks, url, prefillTokensPerSecond, kvTokens, group = url, firstGlobalRank } = server.config;
     for (const target of server.engines) {
       this.#scheduler.addEngine({
         group,
@@ -267,12 +283,14 @@ export class Fleet {
       this.#engines.push({ target, server, inFlight: 0, mirrored: 0, dispatched: 0, lately });
     }
     this.#servers.set(url, server);
+    this.#named = this.targets.map(({ engine }) => this.#engines[engine]!);
     this.#log.info({ server: url, ranks }, 'server joins');
-    return server;
   }
 
-  #removeServer(url: string, server: Server): void {
+  #removeServer(server: Server): void {
+    const { url } = server.config;
     this.#servers.delete(url);
+    this.#named = this.targets.map(({ engine }) => this.#engines[engine]!);
     this.#leaving.add(server);
     server.leave();
     this.#log.info({ server: url }, 'server leaves');
@@ -302,9 +320,9 @@ export class Fleet {
 
   /** Whether an engine is within its admission limit. The one that had room last is asked first. */
   #hasRoom(): boolean {
-    for (let n = 0; n < this.#engines.length; n++) {
-      const at = (this.#turn + n) % this.#engines.length;
-      if (!this.#engineHasRoom(this.#engines[at]!)) continue;
+    for (let n = 0; n < this.#named.length; n++) {
+      const at = (this.#turn + n) % this.#named.length;
+      if (!this.#engineHasRoom(this.#named[at]!)) continue;
       this.#turn = at;
       return true;
     }
@@ -315,31 +333,39 @@ export class Fleet {
     const { target, server } = entry;
     const { maxInFlight, maxBacklogMs } = this.#config.admission;
     if (requestsOn(entry) >= maxInFlight || server.stateOf(target) !== 'active') return false;
-    return this.#scheduler.pressureOf(target.engine).backlogMs < maxBacklogMs;
+    return this.#scheduler.backlogOf(target.engine) < maxBacklogMs;
   }
 
   /** Undefined where no engine may take it now. */
   #assign(request: FleetRequest, options: AcquireOptions, waitedMs: number): Assignment | undefined {
     const barred: number[] = [];
     const avoided: number[] = [];
-    for (const entry of this.#engines) {
-      const { target } = entry;
-      if (!this.#engineHasRoom(entry) || options.only?.(target) === false) barred.push(target.engine);
-      else if (options.excluding?.includes(target)) avoided.push(target.engine);
+    // One that is full, where the request has not failed yet: it is worth the wait.
+    let isAwaited = false;
+    for (const entry of this.#named) {
+      const { target, server } = entry;
+      const isAvoided = options.excluding?.includes(target) === true;
+      if (options.only?.(target) === false) barred.push(target.engine);
+      else if (!this.#engineHasRoom(entry)) {
+        barred.push(target.engine);
+        isAwaited ||= !isAvoided && server.stateOf(target) === 'active';
+      } else if (isAvoided) avoided.push(target.engine);
     }
     const dispatched =
       this.#dispatch(request, [...barred, ...avoided]) ??
-      (avoided.length === 0 ? undefined : this.#dispatch(request, barred));
+      (avoided.length === 0 || isAwaited ? undefined : this.#dispatch(request, barred));
     return dispatched === undefined ? undefined : this.#commit(request, dispatched, waitedMs);
   }
 
   #dispatch(request: FleetRequest, excluding: number[]): Dispatched | undefined {
     const { id, promptTokens, sessionKey, prefixHashes, streams } = request;
+    const cachedTokens = this.#cachedTokens(request);
     try {
       return this.#scheduler.dispatch({
         id,
         promptTokens,
         streams,
+        ...(cachedTokens === undefined ? {} : { cachedTokens }),
         ...(sessionKey === undefined ? {} : { sessionKey }),
         ...(prefixHashes === undefined ? {} : { prefixHashes }),
         ...(excluding.length === 0 ? {} : { excluding }),
@@ -348,6 +374,19 @@ export class Fleet {
       if (error instanceof GimbalError && error.code === 'GIMBAL_NO_ENGINE') return undefined;
       throw error;
     }
+  }
+
+  /** [engines] What engines tell of their caches, where they do and the prompt came as token ids; else it is estimated. */
+  #cachedTokens({ promptTokenIds, promptTokens }: FleetRequest): Uint32Array | undefined {
+    if (promptTokenIds === undefined) return undefined;
+    let cached: Uint32Array | undefined;
+    for (const server of this.#servers.values()) {
+      const byRank = server.cachedTokens(promptTokenIds);
+      if (byRank === undefined) continue;
+      cached ??= new Uint32Array(this.#engines.length);
+      for (const { engine, rank } of server.engines) cached[engine] = Math.min(byRank[rank]!, promptTokens);
+    }
+    return cached;
   }
 
   #commit(request: FleetRequest, dispatched: Dispatched, waitedMs: number): Assignment {
@@ -454,9 +493,9 @@ export class Fleet {
   /** When the least loaded engine will be through with what it has. */
   #retryAfterSeconds(): number {
     let leastMs = Number.POSITIVE_INFINITY;
-    for (const { target, server } of this.#engines) {
+    for (const { target, server } of this.#named) {
       if (server.stateOf(target) !== 'active') continue;
-      leastMs = Math.min(leastMs, this.#scheduler.pressureOf(target.engine).backlogMs);
+      leastMs = Math.min(leastMs, this.#scheduler.backlogOf(target.engine));
     }
     const seconds = Number.isFinite(leastMs) ? Math.ceil(leastMs / 1000) : LEAST_RETRY_AFTER_SECONDS;
     return Math.min(MOST_RETRY_AFTER_SECONDS, Math.max(LEAST_RETRY_AFTER_SECONDS, seconds));
@@ -483,6 +522,16 @@ export class Fleet {
             sampleAgeMs: Math.max(0, timeOfDay() - sample.timeMs),
           }),
     };
+  }
+}
+
+/** All of them or none. */
+function startAll(servers: readonly Server[]): void {
+  try {
+    for (const server of servers) server.start();
+  } catch (error) {
+    for (const server of servers) void server.stop();
+    throw error;
   }
 }
 

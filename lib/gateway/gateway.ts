@@ -2,10 +2,9 @@
  * The gateway as a whole: listens, sends each request its way, takes a new configuration while it runs, and goes down without
  * losing what is in flight.
  */
-import { readFileSync } from 'node:fs';
 import http, { type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http';
 import https from 'node:https';
-import type { AddressInfo, Socket } from 'node:net';
+import net, { type AddressInfo, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Agent } from 'undici';
 import { timeOfDay } from '../dispatch/validate.js';
@@ -13,13 +12,16 @@ import { ioError } from '../files.js';
 import { ADMIN_PATHS, type AdminParts, serveAdmin } from './admin.js';
 import { sendError, wrongMethod } from './answers.js';
 import { type GatewayConfig, mergeReload, readApiKeys } from './config.js';
+import type { ExtProcServer } from './ext-proc/server.js';
 import { Fleet } from './fleet.js';
 import { INFERENCE_PATHS, type InferencePath } from './inspect.js';
 import { ApiKeys } from './keys.js';
 import { createLog, type Logger } from './log.js';
 import { GatewayMetrics } from './metrics.js';
+import { serveExtProc } from './picker.js';
 import { InferenceProxy } from './proxy.js';
 import type { SharedLedger } from './shared-ledger.js';
+import { readTls } from './tls.js';
 import { TokenEstimator } from './tokens.js';
 import type { GatewaySnapshot } from './types.js';
 
@@ -36,11 +38,19 @@ export interface GatewayOptionsBeside {
   log?: Logger;
 }
 
+/** Where it listens: the API, the pages for operators, which may be at the same place, and the endpoint picker. */
+export interface GatewayUrls {
+  url: string;
+  adminUrl: string;
+  extProcUrl?: string;
+}
+
 export class Gateway {
   #config: GatewayConfig;
   readonly #version: string;
   readonly #log: Logger;
   readonly #metrics = new GatewayMetrics();
+  readonly #tokens = new TokenEstimator();
   readonly #keys: ApiKeys;
   readonly #fleet: Fleet;
   readonly #agent: Agent;
@@ -49,6 +59,7 @@ export class Gateway {
   readonly #servers: (http.Server | https.Server)[] = [];
   readonly #startedMs = timeOfDay();
   #ledger: SharedLedger | undefined;
+  #extProc: ExtProcServer | undefined;
   #loadedMs = timeOfDay();
   #configError: string | undefined;
   #draining = false;
@@ -83,7 +94,7 @@ export class Gateway {
       fleet: this.#fleet,
       dispatcher: this.#agent,
       metrics,
-      tokens: new TokenEstimator(),
+      tokens: this.#tokens,
       log: this.#log,
       checksKeys: () => !this.#keys.isOpen,
       draw: Math.random,
@@ -100,16 +111,18 @@ export class Gateway {
   /**
    * Begins to poll and to listen.
    *
-   * @returns the URLs of the API and of the pages for operators, which may be the same
    * @throws GimbalError GIMBAL_IO (an address that is in use, a certificate that cannot be read)
    */
-  async listen(): Promise<{ url: string; adminUrl: string }> {
-    const { listen, admin } = this.#config;
+  async listen(): Promise<GatewayUrls> {
+    const { listen, admin, limits } = this.#config;
     const api: RequestListener = (request, response) => this.#route(request, response, admin === undefined);
     const server =
       listen.tls === undefined
         ? http.createServer(this.#httpOptions(), api)
-        : https.createServer({ ...this.#httpOptions(), ...readTls(listen.tls) }, api);
+        : https.createServer(
+            { ...this.#httpOptions(), handshakeTimeout: limits.headersMs, ...readTls(listen.tls) },
+            api,
+          );
     const url = await this.#bind(
       server,
       listen.host,
@@ -127,24 +140,28 @@ export class Gateway {
       );
     }
     await this.#shareLedger();
+    const extProcUrl = await this.#pickEndpoints();
     this.#fleet.start();
-    this.#log.info({ url, adminUrl }, 'gateway listens');
-    return { url, adminUrl };
+    const urls = { url, adminUrl, ...(extProcUrl === undefined ? {} : { extProcUrl }) };
+    this.#log.info(urls, 'gateway listens');
+    return urls;
   }
 
   /**
    * Takes what can be taken while running, all of it or nothing.
    *
    * @returns the changed keys that need a restart
-   * @throws GimbalError GIMBAL_IO (a file of keys or a certificate); what was in force stays so
+   * @throws GimbalError GIMBAL_IO, GIMBAL_FORMAT (a file of keys or a certificate), or what KV events cannot be followed for; what
+   *   was in force stays so
    */
   async reload(next: GatewayConfig): Promise<string[]> {
     const { config, later } = mergeReload(this.#config, next);
     const keys = await readApiKeys(config);
     const tls = config.listen.tls === undefined ? undefined : readTls(config.listen.tls);
+    // The last that may fail: what follows cannot.
+    this.#fleet.reload(config);
     this.#config = config;
     this.#keys.renew(keys);
-    this.#fleet.reload(config);
     this.#proxy.config = config;
     this.#log.level = config.log.level;
     const { headersMs, requestMs } = config.limits;
@@ -198,21 +215,36 @@ export class Gateway {
     this.#draining = true;
     this.#log.info({ open: this.#open.size, noticeMs, timeoutMs }, 'gateway drains');
     await sleep(noticeMs);
-    const closed = this.#servers.map((server) => new Promise((resolve) => server.close(resolve)));
+    const closed = this.#servers.map((server) => stopListening(server));
     for (const response of this.#open) response.shouldKeepAlive = false;
     const untilMs = performance.now() + timeoutMs;
-    while (this.#open.size > 0 && performance.now() < untilMs) {
-      await sleep(DRAIN_STEP_MS);
-      // Those whose answer had promised to keep the connection.
-      for (const server of this.#servers) server.closeIdleConnections();
-    }
+    const picked = this.#extProc?.drain(timeoutMs);
+    while (this.#open.size > 0 && performance.now() < untilMs) await sleep(DRAIN_STEP_MS);
     if (this.#open.size > 0) this.#log.warn({ open: this.#open.size }, 'requests are broken off');
     await this.#fleet.stop();
+    await picked;
     await this.#ledger?.stop();
     for (const server of this.#servers) server.closeAllConnections();
     await Promise.all(closed);
+    for (const server of this.#servers) server.close();
     await this.#agent.destroy();
     this.#log.info('gateway is down');
+  }
+
+  async #pickEndpoints(): Promise<string | undefined> {
+    const { extProc } = this.#config;
+    if (extProc === undefined) return undefined;
+    const parts = {
+      fleet: this.#fleet,
+      tokens: this.#tokens,
+      metrics: this.#metrics,
+      log: this.#log,
+      config: () => this.#config,
+      isReady: () => !this.#draining && this.#fleet.isServing,
+    };
+    const { server, url } = await serveExtProc(parts, extProc);
+    this.#extProc = server;
+    return url;
   }
 
   async #shareLedger(): Promise<void> {
@@ -309,6 +341,11 @@ export class Gateway {
   }
 }
 
+/** http's own `close` would also cut off the answers that are written and not yet read. */
+function stopListening(server: http.Server | https.Server): Promise<void> {
+  return new Promise((resolve) => net.Server.prototype.close.call(server, () => resolve()));
+}
+
 /** Node tells the end of a connection to the answer whose turn it is, and to none that is still behind it. */
 function closeWithConnection(socket: Socket, response: ServerResponse): void {
   const onClose = () => {
@@ -331,15 +368,4 @@ function pathOf(request: IncomingMessage): string {
 function notFound(response: ServerResponse, path: string, known: readonly string[]): void {
   const message = `no ${path.slice(0, 100)} here; there are ${known.join(', ')}`;
   sendError(response, { status: 404, message, type: 'not_found_error', code: 'not_found' });
-}
-
-function readTls({ cert, key }: { cert: string; key: string }): { cert: Buffer; key: Buffer } {
-  const read = (file: string) => {
-    try {
-      return readFileSync(file);
-    } catch (error) {
-      throw ioError(file, error);
-    }
-  };
-  return { cert: read(cert), key: read(key) };
 }

@@ -3,7 +3,7 @@
  * session it belongs to, and which prompts it shares a beginning with. The body itself goes to the engine as it came; engines say
  * what is wrong with it, so here only what cannot be dispatched is refused.
  */
-import { createHash } from 'node:crypto';
+import { binding } from '../binding.js';
 import { mismatch } from '../errors.js';
 import { addText, NOTHING, type PromptSize } from './tokens.js';
 
@@ -33,26 +33,25 @@ export interface Inspected {
 const BLOCK_CHARACTERS = 1024;
 /** Blocks of one prompt. What a longer one has beyond them no two prompts are likely to share by halves. */
 const MOST_BLOCKS = 128;
+/** [MOST_BLOCKS] What one prompt's are put into. */
+const HASHES = new BigUint64Array(MOST_BLOCKS);
 const MOST_SESSION_CHARACTERS = 512;
+/** It is logged, and kept for the estimate. */
+const MOST_MODEL_CHARACTERS = 256;
 /** Of nested content; deeper is no prompt. */
 const MOST_DEPTH = 8;
 
 export type Headers = Readonly<Record<string, string | string[] | undefined>>;
 
 /** @throws GimbalError GIMBAL_FORMAT where the body is no JSON object */
-export function inspect(
-  path: InferencePath,
-  body: Buffer,
-  headers: Headers,
-  sessionHeader: string,
-): Inspected {
+export function inspect(path: string, body: Buffer, headers: Headers, sessionHeader: string): Inspected {
   const fields = parse(body);
   const prompt = new Prompt();
   const given = promptOf(path, fields);
-  prompt.add(given, 0);
   // Tools are part of what the template makes of a chat, and come before it.
-  if (fields.tools !== undefined) prompt.add(JSON.stringify(fields.tools), 0);
-  const model = typeof fields.model === 'string' ? fields.model : '';
+  prompt.addJson(fields.tools);
+  prompt.add(given, 0);
+  const model = typeof fields.model === 'string' ? fields.model.slice(0, MOST_MODEL_CHARACTERS) : '';
   const sessionKey = sessionOf(fields, headers[sessionHeader]);
   const ids = isTokenIds(given) ? given : undefined;
   return {
@@ -85,7 +84,7 @@ function parse(body: Buffer): Record<string, unknown> {
   );
 }
 
-function promptOf(path: InferencePath, fields: Record<string, unknown>): unknown {
+function promptOf(path: string, fields: Record<string, unknown>): unknown {
   switch (path) {
     case '/v1/chat/completions':
       return fields.messages;
@@ -95,6 +94,9 @@ function promptOf(path: InferencePath, fields: Record<string, unknown>): unknown
       return [fields.instructions, fields.input];
     case '/v1/embeddings':
       return fields.input ?? fields.messages;
+    default:
+      // What a data plane lets through that the proxy would not.
+      return fields.messages ?? fields.prompt ?? fields.input;
   }
 }
 
@@ -117,6 +119,16 @@ function streamOptionsOf(fields: Record<string, unknown>): Inspected['streamOpti
 
 function isTokenIds(prompt: unknown): prompt is number[] {
   return Array.isArray(prompt) && prompt.length > 0 && prompt.every((id) => Number.isInteger(id) && id >= 0);
+}
+
+/** JSON again; nothing where it is nested more deeply than can be written, which the engine shall judge. */
+function textOf(value: unknown): string {
+  try {
+    return JSON.stringify(value);
+  } catch (error) {
+    if (error instanceof RangeError) return '';
+    throw error;
+  }
 }
 
 /** The text of a prompt as it comes along, its size, and its beginning. */
@@ -143,7 +155,13 @@ class Prompt {
     const isText = text !== undefined || content !== undefined || output !== undefined || given !== undefined;
     if (typeof type === 'string' && !isText && calls === undefined) this.size.attachments += 1;
     for (const one of [text, content, output, given]) this.add(one, depth);
-    if (calls !== undefined) this.#text(JSON.stringify(calls));
+    this.addJson(calls);
+  }
+
+  /** What templates write as it stands. */
+  addJson(value: unknown): void {
+    if (value === undefined || value === null) return;
+    this.#text(textOf(value));
   }
 
   #text(text: string): void {
@@ -163,14 +181,6 @@ class Prompt {
 
   /** [blocks] The last block may be short. Prompts of two models have nothing in common. */
   hashes(model: string): BigUint64Array {
-    const blocks = Math.ceil(this.#start.length / BLOCK_CHARACTERS);
-    const hashes = new BigUint64Array(blocks);
-    let before = Buffer.from(model);
-    for (let n = 0; n < blocks; n++) {
-      const block = this.#start.slice(n * BLOCK_CHARACTERS, (n + 1) * BLOCK_CHARACTERS);
-      before = createHash('sha1').update(before).update(block).digest();
-      hashes[n] = before.readBigUInt64LE(0);
-    }
-    return hashes;
+    return HASHES.slice(0, binding().hashBlocks(this.#start, model, BLOCK_CHARACTERS, HASHES));
   }
 }

@@ -26,6 +26,9 @@ const UNAVAILABLE: readonly number[] = [502, 503, 504];
 /** The same request may fare better elsewhere. 429 is no failure of the engine, and 500 may be the request's fault. */
 const WORTH_ANOTHER: readonly number[] = [429, 500, ...UNAVAILABLE];
 const LOST_STATUS = 502;
+/** In ASCII; what is not above it is space to JSON, or not JSON at all. */
+const SPACE = 0x20;
+const [OPENING_BRACE, CLOSING_BRACE] = [0x7b, 0x7d];
 /** A server that takes longer for a list is not asked for it. */
 const MODELS_MS = 2000;
 
@@ -169,19 +172,38 @@ class Exchange {
   async #untilAnswered(wanted: FleetRequest, inspected: Inspected, body: Buffer): Promise<void> {
     const { fleet } = this.#parts;
     const tried: FleetEngine[] = [];
+    // Of an engine that has answered, in case no other takes the request.
+    let last: (() => void) | undefined;
     for (;;) {
       const assignment =
         fleet.acquireNow(wanted, { excluding: tried }) ??
-        (await fleet.acquire(wanted, { signal: this.#client.signal, excluding: tried }));
+        (await this.#wait(wanted, tried, last !== undefined));
+      if (assignment === undefined) return last?.();
       const outcome = await this.#attempt(assignment, wanted, inspected, body);
       if (wasSent(outcome)) this.#attempts += 1;
       const verdict = this.#judge(outcome, assignment, tried);
       this.#settle(assignment, outcome, verdict);
-      if (verdict !== 'again') return this.#finish(outcome, assignment, wanted, inspected);
-      tried.push(assignment.target);
+      const { target } = assignment;
+      const finish = () => this.#finish(outcome, assignment, wanted, inspected);
+      if (verdict !== 'again') return finish();
+      if (outcome.kind === 'held' && !isGarbage(outcome.answer)) last = finish;
+      tried.push(target);
       this.#parts.metrics.retried();
-      const reason = reasonOf(outcome);
-      this.#log('warn', { engine: assignment.target.name, reason }, 'sent to another engine');
+      this.#log('warn', { engine: target.name, reason: reasonOf(outcome) }, 'sent to another engine');
+    }
+  }
+
+  /** For an engine; undefined where none takes a request that has an answer, though one to better. */
+  async #wait(
+    wanted: FleetRequest,
+    excluding: readonly FleetEngine[],
+    hasAnswer: boolean,
+  ): Promise<Assignment | undefined> {
+    try {
+      return await this.#parts.fleet.acquire(wanted, { signal: this.#client.signal, excluding });
+    } catch (error) {
+      if (hasAnswer && error instanceof RefusedError) return undefined;
+      throw error;
     }
   }
 
@@ -420,7 +442,8 @@ function isGarbage({ status, headers, body }: WholeAnswer): boolean {
   const type = headers['content-type'] ?? '';
   if (type.startsWith('text/html')) return true;
   if (!type.startsWith('application/json')) return false;
-  let last = body.length - 1;
-  while (last >= 0 && body[last]! <= 0x20) last -= 1;
-  return last < 0 || body[last] !== 0x7d || body[0] !== 0x7b;
+  let [first, last] = [0, body.length - 1];
+  while (last >= 0 && body[last]! <= SPACE) last -= 1;
+  while (first < last && body[first]! <= SPACE) first += 1;
+  return last <= first || body[last] !== CLOSING_BRACE || body[first] !== OPENING_BRACE;
 }

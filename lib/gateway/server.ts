@@ -3,6 +3,7 @@
  * for a second, twice as long each time it fails again at once, and comes back by itself; or earlier, when its telemetry does.
  */
 import type { EngineSample, EngineState } from '../dispatch/types.js';
+import { KvEventFeed } from '../telemetry/kv-feed.js';
 import { EnginePoller } from '../telemetry/poller.js';
 import type { ServerStatus, TelemetryServer } from '../telemetry/types.js';
 import type { GatewayConfig, ServerConfig } from './config.js';
@@ -24,6 +25,7 @@ export class Server {
   /** [ranks] */
   readonly engines: readonly FleetEngine[];
   readonly #poller: EnginePoller;
+  readonly #feed: KvEventFeed | undefined;
   readonly #listener: ServerListener;
   readonly #log: Logger;
   readonly #asleep = new Set<number>();
@@ -61,6 +63,21 @@ export class Server {
       onState: (_, state, reason) => this.#onTelemetry(state, reason),
       onSleep: (engine, asleep) => this.#onSleep(engine, asleep),
     });
+    this.#feed = this.#follow();
+  }
+
+  #follow(): KvEventFeed | undefined {
+    const { kvEvents } = this.config;
+    if (kvEvents === undefined) return undefined;
+    return new KvEventFeed({
+      sources: kvEvents.map(({ endpoint, replayEndpoint }, rank) => ({
+        endpoint,
+        engine: rank,
+        ...(replayEndpoint === undefined ? {} : { replayEndpoint }),
+      })),
+      onState: ({ endpoint }, state, reason) =>
+        this.#log[state === 'failing' ? 'warn' : 'info']({ endpoint, state, reason }, 'KV events'),
+    });
   }
 
   #telemetry(): TelemetryServer {
@@ -75,13 +92,20 @@ export class Server {
     };
   }
 
+  /** @throws GimbalError GIMBAL_BINDING, GIMBAL_IO: KV events cannot be followed */
   start(): void {
+    this.#feed?.start();
     this.#poller.start();
+  }
+
+  /** [ranks] Of a prompt's tokens, those that each rank has cached; undefined where nobody tells. */
+  cachedTokens(promptTokenIds: readonly number[]): Uint32Array | undefined {
+    return this.#feed?.cachedTokens(promptTokenIds);
   }
 
   async stop(): Promise<void> {
     clearTimeout(this.#ejection);
-    await this.#poller.stop();
+    await Promise.all([this.#poller.stop(), this.#feed?.stop()]);
   }
 
   /** Out of the configuration: nothing new goes to it. */

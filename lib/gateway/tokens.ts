@@ -3,6 +3,7 @@
  * and its messages; what engines say in `usage` corrects the guess by a factor for each model, the mean of about the last
  * thirty-two. Dispatch needs the size of prefill to within some ten percent: it is compared with that of other requests.
  */
+import { MOST_TOKENS } from '../dispatch/validate.js';
 
 /** What a prompt is made of. */
 export interface PromptSize {
@@ -33,11 +34,11 @@ export class TokenEstimator {
   /** By model: the logarithm of the factor, and how many answers it is the mean of. */
   readonly #factors = new Map<string, { log: number; answers: number }>();
 
-  /** At least 1. */
+  /** At least 1, and no more than the scheduler takes. */
   estimate(model: string, size: PromptSize): number {
     const guess = guessOf(size);
     const factor = Math.exp(this.#factors.get(model)?.log ?? 0);
-    return Math.max(1, Math.round(size.tokens + guess * factor));
+    return Math.min(MOST_TOKENS, Math.max(1, Math.round(size.tokens + guess * factor)));
   }
 
   /** An engine has counted the prompt. */

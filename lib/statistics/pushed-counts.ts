@@ -2,7 +2,7 @@
  * Counts that an engine's side pushes: (token, expert) pairs of one source since its last push, in a binary and a JSON form. Both are
  * described in docs/FORMATS.md; this is their encoder and decoder, whatever carries them.
  */
-import { checkKeys, ordinal } from '../checks.js';
+import { checkKeys, oneOf } from '../checks.js';
 import {
   formatError,
   MAX_EXPERTS,
@@ -21,14 +21,13 @@ import {
   walkNested,
 } from '../import/text.js';
 import { typedArray } from '../validate.js';
-import { checkChoices, upTo } from './validate.js';
+import { checkChoices, MOST_CHOICES, upTo } from './validate.js';
 
 const NAME = 'pushed counts';
 const VERSION = 1;
 /** "GMPC" */
 const MAGIC = 0x43504d47;
 const HEADER_BYTES = 24;
-const MOST_K = 32;
 const MOST_COUNT = 2 ** 32 - 1;
 const KEYS = ['version', 'source', 'k', 'counts'];
 
@@ -47,10 +46,11 @@ export interface PushedCounts {
 export function encodePushedCounts(pushed: PushedCounts, form: 'binary' | 'json' = 'binary'): Uint8Array {
   checkKeys('counts', pushed, ['source', 'layers', 'experts', 'k', 'counts']);
   const { source, layers, experts, k } = pushed;
-  upTo('counts.source', ordinal('counts.source', source), 0, MAX_SOURCES - 1);
+  upTo('counts.source', source, 0, MAX_SOURCES - 1);
   upTo('counts.layers', layers, 1, MAX_LAYERS);
   upTo('counts.experts', experts, 1, MAX_EXPERTS);
   checkChoices('counts.k', k);
+  oneOf('form', form, ['binary', 'json']);
   const shape = '[layers][experts]';
   const counts = typedArray('counts.counts', pushed.counts, 'Uint32Array', shape, layers * experts);
   if (form === 'json') {
@@ -124,6 +124,6 @@ function requireVersion(version: unknown): void {
 
 function requireHead(source: unknown, k: unknown, layers: number, experts: number): void {
   requireInteger(NAME, 'source', source, 0, MAX_SOURCES - 1);
-  requireInteger(NAME, 'k', k, 1, MOST_K);
+  requireInteger(NAME, 'k', k, 1, MOST_CHOICES);
   requireShape(NAME, 'counts', layers, 1, experts);
 }

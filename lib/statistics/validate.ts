@@ -2,19 +2,17 @@
 import { types } from 'node:util';
 import { atLeastZero, checkKeys, count, describe, invalid, ordinal } from '../checks.js';
 import { mismatch } from '../errors.js';
+import { MAX_EXPERTS, MAX_SOURCES } from '../import/limits.js';
 import { isTypedArray, typedArray } from '../validate.js';
 import type { DriftOptions, RoutingObservation, RoutingStatisticsOptions, SummedCounts } from './types.js';
 
 /** As native/model/statistics.h has them. */
 const MOST_WINDOW_TOKENS = 2 ** 27;
-const MOST_CHOICES = 32;
+export const MOST_CHOICES = 32;
 export const BUCKETS = 16;
 /** So that a bucket has a token. */
 const LEAST_HALF_LIFE = BUCKETS / 4;
 const DEFAULT_HALF_LIFE = 2 ** 20;
-const MOST_SOURCES = 65_536;
-/** Expert ids have 16 bits. */
-const MOST_EXPERTS = 65_536;
 /** Cells of layers × sources × experts; each takes 72 bytes. */
 const MOST_CELLS = 2 ** 24;
 
@@ -38,8 +36,8 @@ export function checkStatistics(options: RoutingStatisticsOptions): CheckedStati
   ]);
   const { halfLifeTokens, windowTokens, priorTokens } = options;
   const layers = count('options.layers', options.layers);
-  const sources = upTo('options.sources', options.sources, 1, MOST_SOURCES);
-  const experts = upTo('options.experts', options.experts, 1, MOST_EXPERTS);
+  const sources = upTo('options.sources', options.sources, 1, MAX_SOURCES);
+  const experts = upTo('options.experts', options.experts, 1, MAX_EXPERTS);
   if (layers * sources * experts > MOST_CELLS) {
     const shape = 'options.layers * sources * experts';
     throw mismatch('GIMBAL_OUT_OF_RANGE', shape, `at most ${MOST_CELLS}`, `${layers * sources * experts}`);

@@ -2,6 +2,7 @@
 import {
   aboveZero,
   atLeastZero,
+  checkFunction,
   checkKeys,
   checkSeed,
   count,
@@ -76,9 +77,8 @@ function checkSettings(options: EnginePollerOptions): Omit<PollSettings, 'draw'>
   const { intervalMs = DEFAULT_INTERVAL_MS, timeoutMs = DEFAULT_TIMEOUT_MS } = options;
   const { maxBackoffMs = DEFAULT_MAX_BACKOFF_MS, jitter = DEFAULT_JITTER } = options;
   const { clock = timeOfDay, fetch = globalThis.fetch, onSamples, onState, onSleep } = options;
-  for (const [key, value] of Object.entries({ clock, fetch, onSamples })) checkFunction(key, value);
-  if (onState !== undefined) checkFunction('onState', onState);
-  if (onSleep !== undefined) checkFunction('onSleep', onSleep);
+  if (onState !== undefined) checkFunction('options.onState', onState);
+  if (onSleep !== undefined) checkFunction('options.onSleep', onSleep);
   if (atLeastZero('options.jitter', jitter) >= 1) {
     throw invalid('options.jitter', 'a share below 1', describe(jitter));
   }
@@ -87,10 +87,10 @@ function checkSettings(options: EnginePollerOptions): Omit<PollSettings, 'draw'>
     timeoutMs: duration('options.timeoutMs', timeoutMs),
     maxBackoffMs: duration('options.maxBackoffMs', maxBackoffMs),
     jitter,
-    clock,
-    fetch,
+    clock: checkFunction('options.clock', clock),
+    fetch: checkFunction('options.fetch', fetch),
     listeners: {
-      onSamples,
+      onSamples: checkFunction('options.onSamples', onSamples),
       ...(onState === undefined ? {} : { onState }),
       ...(onSleep === undefined ? {} : { onSleep }),
     },
@@ -162,8 +162,4 @@ function checkHeaders(field: string, headers: Readonly<Record<string, string>>):
 function duration(field: string, value: unknown): number {
   if (aboveZero(field, value) > MOST_MS) throw invalid(field, `at most ${MOST_MS} ms`, describe(value));
   return value as number;
-}
-
-function checkFunction(key: string, value: unknown): void {
-  if (typeof value !== 'function') throw invalid(`options.${key}`, 'a function', describe(value));
 }

@@ -11,6 +11,7 @@ import { checkSample } from '../dispatch/validate.js';
 import { mismatch } from '../errors.js';
 import { type Endpoint, endpointsOf } from './endpoints.js';
 import { get } from './http.js';
+import { tell } from './listeners.js';
 import { backoff, firstWait, interval, type Pace } from './pace.js';
 import type {
   EnginePollerOptions,
@@ -214,17 +215,6 @@ function isAsleep({ asleep }: { asleep?: boolean }): boolean {
 
 function withSlash(url: string): string {
   return url.endsWith('/') ? url : `${url}/`;
-}
-
-/** A listener's error is not the server's fault and not ours to hide: it goes where those of event listeners go. */
-function tell(call: () => void): void {
-  try {
-    call();
-  } catch (error) {
-    queueMicrotask(() => {
-      throw error;
-    });
-  }
 }
 
 /** False where it was stopped. */

@@ -94,6 +94,6 @@ export interface EnginePollerOptions {
   onSamples(samples: EngineSample[]): void;
   /** Called where the state changes. */
   onState?(server: TelemetryServer, state: 'ok' | 'failing', reason: string): void;
-  /** Called where an engine falls asleep or wakes; until told otherwise it is awake. */
+  /** Called where an engine falls asleep or wakes; until told otherwise it is awake. One that wakes may be draining still. */
   onSleep?(engine: number, asleep: boolean): void;
 }

@@ -6,6 +6,8 @@
 #include <string>
 
 #include "../spec/random.h"
+#include "marshal.h"
+#include "score_job.h"
 
 namespace gimbal::addon {
 namespace {
@@ -71,7 +73,45 @@ uint64_t hash_of(Napi::Value name) {
   return hash | 1;
 }
 
+// What a request may have in common with others: its session and its prefix, undefined where it has none.
+void read_origin(Napi::Value session, Napi::Value prefix, Napi::Value cached, DispatchRequest* request) {
+  if (session.IsString()) request->session = hash_of(session);
+  if (cached.IsTypedArray()) request->cached_by_engine = cached.As<Napi::Uint32Array>().Data();
+  if (!prefix.IsTypedArray()) return;
+  const Napi::BigUint64Array hashes = prefix.As<Napi::BigUint64Array>();
+  request->prefix = hashes.Data();
+  request->prefix_count = static_cast<int64_t>(hashes.ElementLength());
+}
+
+// Of 4 units of UTF-16 as they lie in memory, fewer at the end of a block.
+uint64_t word_of(const char16_t* units, size_t count) {
+  uint64_t word = 0;
+  for (size_t n = 0; n < std::min<size_t>(count, 4); ++n) word |= static_cast<uint64_t>(units[n]) << (16 * n);
+  return word;
+}
+
 }  // namespace
+
+// (text, name of what tells texts apart, units in a block, into [blocks]): how many blocks were hashed, each with all before it.
+Napi::Value hash_blocks(const Napi::CallbackInfo& info) {
+  // Kept from call to call: a prompt is long, and every request has one.
+  static thread_local std::u16string text;
+  size_t length = 0;
+  napi_get_value_string_utf16(info.Env(), info[0], nullptr, 0, &length);
+  const size_t block = static_cast<size_t>(integer(info, 2));
+  Napi::BigUint64Array into = info[3].As<Napi::BigUint64Array>();
+  length = std::min(length, block * into.ElementLength());
+  text.resize(length + 1);
+  napi_get_value_string_utf16(info.Env(), info[0], text.data(), length + 1, &length);
+  uint64_t hash = hash_of(info[1]);
+  uint64_t* out = into.Data();
+  for (size_t first = 0; first < length; first += block) {
+    const size_t end = std::min(length, first + block);
+    for (size_t n = first; n < end; n += 4) hash = spec::mix64(hash ^ word_of(text.data() + n, end - n));
+    *out++ = hash;
+  }
+  return Napi::Number::New(info.Env(), static_cast<double>((length + block - 1) / block));
+}
 
 Napi::Function NativeScheduler::define(Napi::Env env) {
   return DefineClass(env, "NativeScheduler",
@@ -84,6 +124,7 @@ Napi::Function NativeScheduler::define(Napi::Env env) {
                          InstanceMethod<&NativeScheduler::dispatch_to>("dispatchTo"),
                          InstanceMethod<&NativeScheduler::dispatch_batch>("dispatchBatch"),
                          InstanceMethod<&NativeScheduler::scores>("scores"),
+                         InstanceMethod<&NativeScheduler::score_batch>("scoreBatch"),
                          InstanceMethod<&NativeScheduler::first_token>("firstToken"),
                          InstanceMethod<&NativeScheduler::progress>("progress"),
                          InstanceMethod<&NativeScheduler::finished>("finished"),
@@ -94,10 +135,17 @@ Napi::Function NativeScheduler::define(Napi::Env env) {
 }
 
 NativeScheduler::NativeScheduler(const Napi::CallbackInfo& info)
-    : ObjectWrap(info), scheduler_(scheduler_options(info[0].As<Napi::Object>())) {
+    : ObjectWrap(info),
+      scheduler_(scheduler_options(info[0].As<Napi::Object>())),
+      runner_(runner_of(info.Env())),
+      workspaces_(std::make_shared<Pool<ScoreWorkspace>>(1)) {
   Napi::Float64Array decision = Napi::Float64Array::New(info.Env(), kDecisionParts);
   told_ = decision.Data();
   decision_ = Napi::Persistent(decision);
+}
+
+NativeScheduler::~NativeScheduler() {
+  runner_->discard(std::make_shared<decltype(workspaces_->close())>(workspaces_->close()));
 }
 
 Napi::Value NativeScheduler::decision_array(const Napi::CallbackInfo&) { return decision_.Value(); }
@@ -137,12 +185,7 @@ DispatchRequest NativeScheduler::request(const Napi::CallbackInfo& info, size_t 
   request.cached_tokens = tokens(info, first + 1);
   request.stage = static_cast<Stage>(integer(info, first + 2));
   request.streams = info[first + 3].As<Napi::Boolean>().Value();
-  if (info[first + 5].IsString()) request.session = hash_of(info[first + 5]);
-  if (info[first + 6].IsTypedArray()) {
-    const Napi::BigUint64Array prefix = info[first + 6].As<Napi::BigUint64Array>();
-    request.prefix = prefix.Data();
-    request.prefix_count = static_cast<int64_t>(prefix.ElementLength());
-  }
+  read_origin(info[first + 5], info[first + 6], info[first + 7], &request);
   return request;
 }
 
@@ -170,11 +213,30 @@ void NativeScheduler::dispatch_batch(const Napi::CallbackInfo& info) {
 }
 
 void NativeScheduler::scores(const Napi::CallbackInfo& info) {
-  const bool all = info[7].As<Napi::Boolean>().Value();
-  Napi::Float64Array into = info[8].As<Napi::Float64Array>();
+  const bool all = info[8].As<Napi::Boolean>().Value();
+  Napi::Float64Array into = info[9].As<Napi::Float64Array>();
   std::fill_n(into.Data(), into.ElementLength(), std::numeric_limits<double>::quiet_NaN());
   scheduler_.scores(request(info, 0), micros(info, 4), all,
                     [&](int32_t engine, int64_t score) { into[static_cast<size_t>(engine)] = static_cast<double>(score); });
+}
+
+Napi::Value NativeScheduler::score_batch(const Napi::CallbackInfo& info) {
+  const Napi::Float64Array prompts = info[0].As<Napi::Float64Array>();
+  const Napi::Float64Array cached = info[1].As<Napi::Float64Array>();
+  const Napi::Uint8Array stages = info[2].As<Napi::Uint8Array>();
+  const Napi::Array sessions = info[3].As<Napi::Array>();
+  const Napi::Array prefixes = info[4].As<Napi::Array>();
+  const Napi::Array caches = info[5].As<Napi::Array>();
+  std::vector<DispatchRequest> requests(prompts.ElementLength());
+  for (uint32_t n = 0; n < requests.size(); ++n) {
+    requests[n].prompt_tokens = static_cast<int64_t>(prompts[n]);
+    requests[n].cached_tokens = static_cast<int64_t>(cached[n]);
+    requests[n].stage = static_cast<Stage>(stages[n]);
+    read_origin(sessions.Get(n), prefixes.Get(n), caches.Get(n), &requests[n]);
+  }
+  const ScoreOptions options = score_options_from_js(info[7].As<Napi::Object>());
+  auto job = std::make_shared<ScoreJob>(workspaces_, scheduler_.score_inputs(requests, micros(info, 6)), options);
+  return runner_->start(info.Env(), std::move(job));
 }
 
 void NativeScheduler::first_token(const Napi::CallbackInfo& info) { scheduler_.first_token(integer(info, 0), micros(info, 1)); }

@@ -1,13 +1,17 @@
-// What JS holds of the dispatch side: a scheduler and a queue. Both are synchronous and serve the thread that made them; the
-// arguments are what lib/dispatch-validate.ts lets through.
+// What JS holds of the dispatch side: a scheduler and a queue. Both serve the thread that made them, and all is synchronous but
+// the scores of many requests; the arguments are what lib/dispatch/validate.ts lets through.
 #pragma once
 
 #include <napi.h>
 
+#include <memory>
 #include <vector>
 
 #include "../dispatch/request_queue.h"
 #include "../dispatch/scheduler.h"
+#include "../solver/score.h"
+#include "pool.h"
+#include "runner.h"
 
 namespace gimbal::addon {
 
@@ -17,6 +21,7 @@ class NativeScheduler : public Napi::ObjectWrap<NativeScheduler> {
  public:
   static Napi::Function define(Napi::Env env);
   explicit NativeScheduler(const Napi::CallbackInfo& info);
+  ~NativeScheduler() override;
 
  private:
   // addEngine(group, role, prefillTokensPerSecond, kvTokens): the engine's number.
@@ -25,7 +30,8 @@ class NativeScheduler : public Napi::ObjectWrap<NativeScheduler> {
   void restarted(const Napi::CallbackInfo& info);
   // observe(engine, timeMs, kvUsage, running, waiting, waitingPrefillTokens, preemptions, moePressure, nowMs); -1: not known.
   void observe(const Napi::CallbackInfo& info);
-  // dispatch(promptTokens, cachedTokens, stage, streams, nowMs, session?, prefix?) and dispatchTo(engine, …the same).
+  // dispatch(promptTokens, cachedTokens, stage, streams, nowMs, session?, prefix?, cachedByEngine?) and
+  // dispatchTo(engine, …the same). `cachedByEngine` is a Uint32Array [engines], which counts before cachedTokens.
   void dispatch(const Napi::CallbackInfo& info);
   void dispatch_to(const Napi::CallbackInfo& info);
   // dispatchBatch(promptTokens, cachedTokens, streams, decisions, nowMs): arrays [requests]; fills decisions [requests][4].
@@ -33,6 +39,9 @@ class NativeScheduler : public Napi::ObjectWrap<NativeScheduler> {
   // scores(…as dispatch, all, scores): fills a Float64Array [engines] of what each engine would score, NaN where it may not take
   // the request or, unless `all`, the filter leaves it out.
   void scores(const Napi::CallbackInfo& info);
+  // scoreBatch(promptTokens, cachedTokens, stages, sessions, prefixes, nowMs, options): columns [requests], the third a Uint8Array,
+  // the next two arrays with undefined where a request has none. Returns { promise, cancel }; the ledger counts as it is now.
+  Napi::Value score_batch(const Napi::CallbackInfo& info);
   void first_token(const Napi::CallbackInfo& info);
   void progress(const Napi::CallbackInfo& info);
   void finished(const Napi::CallbackInfo& info);
@@ -44,6 +53,8 @@ class NativeScheduler : public Napi::ObjectWrap<NativeScheduler> {
   DispatchRequest request(const Napi::CallbackInfo& info, size_t first);
 
   Scheduler scheduler_;
+  std::shared_ptr<Runner> runner_;
+  std::shared_ptr<Pool<ScoreWorkspace>> workspaces_;  // shared with running jobs
   Napi::Reference<Napi::Float64Array> decision_;
   double* told_ = nullptr;  // its elements
 };
@@ -63,5 +74,7 @@ class NativeQueue : public Napi::ObjectWrap<NativeQueue> {
 
   RequestQueue queue_;
 };
+
+Napi::Value hash_blocks(const Napi::CallbackInfo& info);
 
 }  // namespace gimbal::addon

@@ -86,6 +86,11 @@ void read_weight(Napi::Object weights, const char* name, double* weight) {
   if (is_given(value)) *weight = value.As<Napi::Number>().DoubleValue();
 }
 
+BackendChoice backend_from_js(Napi::Object value) {
+  const std::string backend = value.Get("backend").As<Napi::String>();
+  return backend == "cpu" ? BackendChoice::kCpu : backend == "cuda" ? BackendChoice::kCuda : BackendChoice::kAuto;
+}
+
 template <typename T>
 Napi::Value array_to_js(Napi::Env env, const std::vector<T>& values) {
   auto array = Napi::TypedArrayOf<T>::New(env, values.size());
@@ -221,12 +226,12 @@ ProblemInput IncomingProblem::view(ProblemBuffers& buffers) const {
   return input;
 }
 
+ScoreOptions score_options_from_js(Napi::Object value) { return {backend_from_js(value), int_field(value, "device")}; }
+
 SolveOptions options_from_js(Napi::Object value) {
   SolveOptions options;
-  const std::string backend = value.Get("backend").As<Napi::String>();
-  if (backend == "cpu") options.backend = BackendChoice::kCpu;
-  if (backend == "cuda") options.backend = BackendChoice::kCuda;
-  options.device = value.Get("device").As<Napi::Number>().Int32Value();
+  options.backend = backend_from_js(value);
+  options.device = int_field(value, "device");
   const std::string effort = value.Get("effort").As<Napi::String>();
   if (effort == "fast") options.effort = Effort::kFast;
   if (effort == "thorough") options.effort = Effort::kThorough;
@@ -270,6 +275,15 @@ Napi::Value evaluation_to_js(Napi::Env env, const Evaluation& evaluation) {
   object.Set("backend", evaluation.backend);
   if (!evaluation.backend_reason.empty()) object.Set("backendReason", evaluation.backend_reason);
   if (evaluation.kernel_ms > 0) object.Set("kernelMs", evaluation.kernel_ms);
+  return object;
+}
+
+Napi::Value scores_to_js(Napi::Env env, const Scores& scores) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("pressureMs", array_to_js(env, scores.pressure_ms));
+  object.Set("best", array_to_js(env, scores.best));
+  object.Set("backend", scores.backend);
+  if (!scores.backend_reason.empty()) object.Set("backendReason", scores.backend_reason);
   return object;
 }
 

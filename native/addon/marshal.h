@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "../solver/score.h"
 #include "../solver/solve.h"
 
 namespace gimbal::addon {
@@ -86,9 +87,11 @@ class IncomingProblem {
 };
 
 SolveOptions options_from_js(Napi::Object value);
+ScoreOptions score_options_from_js(Napi::Object value);
 
 Napi::Value plan_to_js(Napi::Env env, const Plan& plan);
 Napi::Value evaluation_to_js(Napi::Env env, const Evaluation& evaluation);
+Napi::Value scores_to_js(Napi::Env env, const Scores& scores);
 Napi::Value backends_to_js(Napi::Env env);
 
 }  // namespace gimbal::addon

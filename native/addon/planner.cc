@@ -1,7 +1,6 @@
 // What JS holds: a planner with its kept buffers, and a problem held in native memory.
 #include "planner.h"
 
-#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -12,58 +11,10 @@
 #include "../solver/solve.h"
 #include "errors.h"
 #include "marshal.h"
+#include "pool.h"
 
 namespace gimbal::addon {
 namespace {
-
-// Idle things of one kind. Any thread.
-template <typename T>
-class Pool {
- public:
-  explicit Pool(size_t kept) : kept_(kept) {}
-
-  std::unique_ptr<T> take() {
-    std::lock_guard lock(mutex_);
-    if (idle_.empty()) return std::make_unique<T>();
-    std::unique_ptr<T> item = std::move(idle_.back());
-    idle_.pop_back();
-    return item;
-  }
-
-  // Keeps the item or, where enough are kept, frees it on the calling thread.
-  void give(std::unique_ptr<T> item) {
-    std::lock_guard lock(mutex_);
-    if (idle_.size() < kept_) idle_.push_back(std::move(item));
-  }
-
-  // Keeps nothing from now on; returns what was idle.
-  std::vector<std::unique_ptr<T>> close() {
-    std::lock_guard lock(mutex_);
-    kept_ = 0;
-    return std::exchange(idle_, {});
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<T>> idle_;
-  size_t kept_;
-};
-
-// An item out of a pool, given back at the end of the scope.
-template <typename T>
-class Lease {
- public:
-  explicit Lease(Pool<T>& pool) : pool_(&pool), item_(pool.take()) {}
-  ~Lease() { pool_->give(std::move(item_)); }
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-  T& operator*() { return *item_; }
-  const T& operator*() const { return *item_; }
-
- private:
-  Pool<T>* pool_;
-  std::unique_ptr<T> item_;
-};
 
 struct HeldProblem {
   ProblemBuffers buffers;
@@ -82,8 +33,6 @@ struct HeldHandle {
     runner->discard(std::const_pointer_cast<HeldProblem>(std::exchange(problem, nullptr)));
   }
 };
-
-std::shared_ptr<Runner>& runner_of(Napi::Env env) { return *env.GetInstanceData<std::shared_ptr<Runner>>(); }
 
 }  // namespace
 

@@ -114,4 +114,7 @@ class Runner {
   bool stopping_ = false;
 };
 
+// The environment's own.
+inline std::shared_ptr<Runner>& runner_of(Napi::Env env) { return *env.GetInstanceData<std::shared_ptr<Runner>>(); }
+
 }  // namespace gimbal::addon

@@ -10,7 +10,7 @@ namespace {
 using spec::kWholeShare;
 
 // Of a request's prefill, the part by which backlogs are perturbed at the most.
-constexpr int64_t kPerturbedBy = 4;
+constexpr int64_t kPerturbedBy = 8;
 // Of the rivals.
 constexpr int64_t kDynamoBlockTokens = 16;
 constexpr int64_t kLeastLoadKvUs = 150 * 1000;
@@ -33,16 +33,12 @@ bool Scheduler::may_take(const Engine& e, Stage stage) const {
 }
 
 Scheduler::Class Scheduler::filter(const DispatchRequest& request, int64_t now_us, bool sorts) {
-  const int64_t fresh_from_us = now_us - options_.stale_after_us;
   Class best = Class::kStale;
   candidates_.clear();
   for (int32_t i = 0; i < engines(); ++i) {
     const Engine& e = engine(i);
     if (!may_take(e, request.stage)) continue;
-    const Class own = !sorts                                  ? Class::kGood
-                      : e.sampled_us < fresh_from_us          ? Class::kStale
-                      : e.room_tokens < request.prompt_tokens ? Class::kShortOfKv
-                                                              : Class::kGood;
+    const Class own = sorts ? spec::class_of(is_stale(e, now_us), e.room_tokens, request.prompt_tokens) : Class::kGood;
     if (own > best) continue;
     if (own < best) candidates_.clear();
     best = own;
@@ -51,11 +47,18 @@ Scheduler::Class Scheduler::filter(const DispatchRequest& request, int64_t now_u
   return best;
 }
 
-// Tokens that no cache saves. Where the caller does not say, a prefix that was sent there before, or else the session's last
+// Tokens that no cache saves. Where the caller does not say, for all engines or for each, a prefix that was sent there before, or else the session's last
 // prompt, is taken to be cached; one token is always computed.
 void Scheduler::estimate(const DispatchRequest& r) {
   const int64_t all = r.stage == Stage::kDecode ? 0 : r.prompt_tokens;
-  differs_ = false;
+  differs_ = r.cached_by_engine != nullptr;
+  if (differs_) {
+    for (int32_t i : candidates_) {
+      const int64_t cached = r.cached_by_engine[static_cast<size_t>(i)];
+      uncached_[static_cast<size_t>(i)] = std::max(std::min<int64_t>(all, 1), all - cached);
+    }
+    return;
+  }
   uncached_everywhere_ = r.cached_tokens >= 0 ? std::max<int64_t>(std::min<int64_t>(all, 1), all - r.cached_tokens) : all;
   if (r.cached_tokens >= 0 || all == 0) return;
   if (r.prefix_count > 0) {
@@ -133,17 +136,24 @@ int32_t Scheduler::pick_least(int64_t* score, Score score_of) const {
   return best;
 }
 
-int64_t Scheduler::backlog_us(const Engine& e, int64_t now_us) const {
-  return std::min(std::max(e.ready_at_us - now_us, e.own_us / kLate), spec::kMostMicros);
+int64_t Scheduler::known_us(const Engine& e, int64_t now_us) const {
+  return std::min(std::max(e.ready_at_us - now_us, e.least_us), spec::kMostMicros);
 }
 
-// Gateways that see the same samples would send to the same engine, for backlogs are rarely equal. So each sees them a little
-// differently, in each decision anew.
-int64_t Scheduler::perturbation_us(int32_t i) const {
-  if (options_.gateways == 1) return 0;
+// A request that is late may have another gateway's in front, which no sample tells once it is begun. The longer it has been in
+// the way, the longer it is likely to be still, for long prompts hold an engine up most of the time.
+int64_t Scheduler::backlog_us(const Engine& e, int64_t now_us) const {
+  return std::max(known_us(e, now_us), others_share(std::clamp<int64_t>(now_us - e.due_us, 0, spec::kMostMicros)));
+}
+
+// What other gateways may have sent to an engine, in this decision's eyes. What made us send there made them, who see the same
+// samples: so a part of our own counts once more. And since they would all send to the same engine even so, for backlogs are
+// rarely equal, each sees them a little differently, in each decision anew.
+int64_t Scheduler::unknown_us(int32_t i) const {
   const uint64_t bits = spec::draw(spec::stream_key(options_.seed, i, 0), decisions_) >> 48;
   const int64_t most_us = spec::prefill_micros(mean_tokens(1), engine(i).per_token) / kPerturbedBy;
-  return static_cast<int64_t>(bits * static_cast<uint64_t>(most_us) >> 16);
+  return others_share(std::min(details(i).own_us, spec::kMostMicros)) +
+         static_cast<int64_t>(bits * static_cast<uint64_t>(most_us) >> 16);
 }
 
 // Engines in lockstep wait for the one with the longest prefill. So of a group's engines the one is best that leaves the
@@ -189,13 +199,20 @@ void Scheduler::find_longest(int64_t now_us) {
     group.longest_us = 0;
     group.best = Choice();
   }
-  for (int32_t i = 0; i < engines(); ++i) {
-    const Engine& e = engine(i);
-    const int64_t us = backlog_us(e, now_us) + perturbation_us(i);
-    backlog_[static_cast<size_t>(i)] = us;
-    Group& group = groups_[static_cast<size_t>(e.group)];
-    if (group.members == 1 || e.state == EngineState::kGone) continue;
-    group.longest_us = std::max(group.longest_us, us);
+  const auto look = [this](auto backlog_of) {
+    for (int32_t i = 0; i < engines(); ++i) {
+      const Engine& e = engine(i);
+      const int64_t us = backlog_of(e, i);
+      backlog_[static_cast<size_t>(i)] = us;
+      Group& group = groups_[static_cast<size_t>(e.group)];
+      if (group.members == 1 || e.state == EngineState::kGone) continue;
+      group.longest_us = std::max(group.longest_us, us);
+    }
+  };
+  if (others_ == 0) {
+    look([&](const Engine& e, int32_t) { return known_us(e, now_us); });
+  } else {
+    look([&](const Engine& e, int32_t i) { return backlog_us(e, now_us) + unknown_us(i); });
   }
   for (const int32_t g : lockstep_) {
     Group& group = groups_[static_cast<size_t>(g)];
@@ -245,7 +262,7 @@ int32_t Scheduler::pick_llm_d(const DispatchRequest& request, int64_t now_us, in
   const auto rank = [](int64_t value, int64_t least, int64_t most) {
     return most == least ? kWholeShare : kWholeShare * (most - value) / (most - least);
   };
-  const bool has_prefix = request.prefix_count > 0 || request.session != 0;
+  const bool has_prefix = request.prefix_count > 0 || request.session != 0 || request.cached_by_engine != nullptr;
   return pick_least(score, [&](int32_t i) {
     const int64_t queue = stale(i) ? 0 : rank(details(i).waiting, least_queue, most_queue);
     const int64_t kv = stale(i) ? 0 : kWholeShare - details(i).kv;

@@ -8,10 +8,12 @@ namespace {
 // A request may be on its way to the engine so long before a sample can show it.
 constexpr int64_t kOnTheWayUs = 100 * 1000;
 constexpr int64_t kMeanOver = 16;  // requests
+constexpr int64_t kToldOver = 64;  // requests
 
 }  // namespace
 
-Scheduler::Scheduler(const SchedulerOptions& options) : options_(options) {}
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options), others_(int64_t{spec::kWholeShare} * (options.gateways - 1) / options.gateways) {}
 
 int32_t Scheduler::add_engine(const EngineOptions& options) {
   Engine e;
@@ -83,7 +85,7 @@ void Scheduler::observe(const EngineSample& sample, int64_t now_us) {
   if (sample.waiting_prefill_tokens >= 0) {
     d.waiting_tokens = sample.waiting_prefill_tokens;
     waiting_us = spec::prefill_micros(sample.waiting_prefill_tokens, e.per_token);
-    d.foreign_us = std::max(begun_us, waiting_us - (e.own_us - unseen_us) - done_us);
+    d.foreign_us = std::max(begun_us, waiting_us - (d.own_us - unseen_us) - done_us);
   } else {
     const int64_t foreign_us = spec::prefill_micros(mean_tokens(std::max(0, sample.waiting - before - done)), e.per_token);
     d.foreign_us = std::max(begun_us, foreign_us);
@@ -91,7 +93,7 @@ void Scheduler::observe(const EngineSample& sample, int64_t now_us) {
     d.waiting_tokens = mean_tokens(sample.waiting);
   }
   const int64_t least_us = time_us + waiting_us + unseen_us;
-  e.ready_at_us = std::clamp(e.ready_at_us, least_us, std::max(least_us, now_us + e.own_us + d.foreign_us));
+  e.ready_at_us = std::clamp(e.ready_at_us, least_us, std::max(least_us, now_us + d.own_us + d.foreign_us));
   refresh(sample.engine);
 }
 
@@ -176,7 +178,7 @@ void Scheduler::link(int32_t t) {
   (d.last == kNone ? d.first : ticket(d.last).next) = t;
   d.last = t;
   own.outstanding = true;
-  engine(own.engine).own_us += own.own_us;
+  d.own_us += own.own_us;
   d.prefill_tokens += own.uncached_tokens;
 }
 
@@ -187,19 +189,40 @@ void Scheduler::settle(int32_t t, int64_t now_us) {
   Details& d = details(own.engine);
   (own.previous == kNone ? d.first : ticket(own.previous).next) = own.next;
   (own.next == kNone ? d.last : ticket(own.next).previous) = own.previous;
+  if (own.previous == kNone && own.next != kNone && ticket(own.next).streams) {
+    // What comes next begins no earlier, and is not late for that.
+    Ticket& next = ticket(own.next);
+    next.due_us = std::max(next.due_us, now_us + next.own_us);
+  }
   own.previous = own.next = kNone;
   own.outstanding = false;
-  e.own_us -= own.own_us;
+  d.own_us -= own.own_us;
   d.prefill_tokens -= own.uncached_tokens;
   if (own.dispatched_us >= e.sampled_us) --d.unseen;
   d.decode_tokens += own.prompt_tokens;
   d.settled[d.settled_next] = {own.dispatched_us, now_us, own.own_us, own.uncached_tokens};
   d.settled_next = (d.settled_next + 1) % kSettledKept;
+  look_at_next(own.engine);
   refresh(own.engine);
 }
 
+// Engines begin with what came first, and a first token ends a prefill. So of what is outstanding all but the first request is
+// still to be done however late it is. Where the first is silent, all of it may be done by now.
+void Scheduler::look_at_next(int32_t i) {
+  Engine& e = engine(i);
+  const Details& d = details(i);
+  if (d.first == kNone || !ticket(d.first).streams) {
+    e.least_us = d.own_us / kLate;
+    e.due_us = kFarOff;
+    return;
+  }
+  const Ticket& next = ticket(d.first);
+  e.least_us = d.own_us - next.own_us + next.own_us / kLate;
+  e.due_us = next.due_us;
+}
+
 // What is outstanding now begins now: an event has shown it.
-void Scheduler::anchor(int32_t i, int64_t now_us) { engine(i).ready_at_us = now_us + engine(i).own_us + details(i).foreign_us; }
+void Scheduler::anchor(int32_t i, int64_t now_us) { engine(i).ready_at_us = now_us + details(i).own_us + details(i).foreign_us; }
 
 // Engines begin with what came first: what is silent and was sent before is done as well, and so is foreign work.
 void Scheduler::settle_with_earlier(int32_t t, int64_t now_us) {
@@ -227,12 +250,14 @@ void Scheduler::progress(int32_t t, int64_t prefilled_tokens, int64_t now_us) {
     first_token(t, now_us);
     return;
   }
-  Engine& e = engine(own.engine);
-  const int64_t own_us = spec::prefill_micros(left, e.per_token);
-  e.own_us += own_us - own.own_us;
-  details(own.engine).prefill_tokens += left - own.uncached_tokens;
+  Details& d = details(own.engine);
+  const int64_t own_us = spec::prefill_micros(left, engine(own.engine).per_token);
+  d.own_us += own_us - own.own_us;
+  d.prefill_tokens += left - own.uncached_tokens;
   own.own_us = own_us;
   own.uncached_tokens = left;
+  own.due_us = now_us + own_us;
+  look_at_next(own.engine);
   anchor(own.engine, now_us);
 }
 
@@ -242,7 +267,7 @@ void Scheduler::finished(int32_t t, int64_t now_us) {
     // Its prefill was done some time ago, and the engine has gone on since.
     settle_with_earlier(t, now_us);
     Engine& e = engine(own.engine);
-    e.ready_at_us = std::min(e.ready_at_us, now_us + e.own_us + details(own.engine).foreign_us);
+    e.ready_at_us = std::min(e.ready_at_us, now_us + details(own.engine).own_us + details(own.engine).foreign_us);
   }
   release(t);
 }
@@ -278,6 +303,7 @@ Decision Scheduler::dispatch(const DispatchRequest& request, int64_t now_us) {
                     : best == Class::kShortOfKv ? PickReason::kShortOfKv
                                                 : PickReason::kLeastInFlight;
   commit(request, now_us, &decision);
+  told_ -= told_ / kToldOver;
   ++decisions_;
   return decision;
 }
@@ -290,6 +316,7 @@ Decision Scheduler::dispatch_to(int32_t i, const DispatchRequest& request, int64
   decision.engine = i;
   decision.score = pressure_us(i, now_us);
   commit(request, now_us, &decision);
+  told_ += (spec::kWholeShare - told_) / kToldOver;
   ++decisions_;
   return decision;
 }
@@ -305,8 +332,7 @@ void Scheduler::claim_foreign(int32_t i) {
 int64_t Scheduler::pressure_us(int32_t i, int64_t now_us) const {
   const Engine& e = engine(i);
   const int64_t own_us = spec::prefill_micros(uncached_on(i), e.per_token);
-  return spec::backlog_term(options_.weights, backlog_us(e, now_us), own_us) + e.rest_us +
-         spec::moe_term(options_.weights, own_us, e.moe);
+  return spec::pressure_micros(options_.weights, backlog_us(e, now_us), own_us, e.rest_us, e.moe);
 }
 
 void Scheduler::commit(const DispatchRequest& request, int64_t now_us, Decision* decision) {
@@ -324,6 +350,7 @@ void Scheduler::commit(const DispatchRequest& request, int64_t now_us, Decision*
   link(decision->ticket);
   e.ready_at_us = std::max(e.ready_at_us, now_us) + own.own_us;
   own.due_us = e.ready_at_us;
+  look_at_next(i);
   ++d.in_flight;
   if (now_us >= e.sampled_us) {
     ++d.unseen;
@@ -349,10 +376,9 @@ EngineReport Scheduler::report(int32_t i, int64_t now_us) const {
   report.terms.queue_us = spec::queue_term(options_.weights, d.waiting + d.unseen, d.running);
   report.terms.moe_us = spec::moe_term(options_.weights, spec::prefill_micros(mean_tokens(1), e.per_token), e.moe);
   report.terms.total_us = report.terms.backlog_us + report.terms.kv_us + report.terms.queue_us + report.terms.moe_us;
-  report.in_flight_us = e.own_us;
+  report.in_flight_us = d.own_us;
   report.in_flight = d.in_flight;
-  report.stale = e.sampled_us < now_us - options_.stale_after_us;
-  report.state = e.state;
+  report.stale = is_stale(e, now_us);
   return report;
 }
 

@@ -8,12 +8,14 @@
 // One thread at a time. A decision allocates nothing, once as many requests have been in flight before.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
-#include "../spec/pressure.h"
+#include "../spec/score_columns.h"
 #include "prefix_index.h"
+#include "score_inputs.h"
 
 namespace gimbal {
 
@@ -70,6 +72,7 @@ struct DispatchRequest {
   static constexpr int64_t kUnknown = -1;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = kUnknown;  // on whatever engine; unknown: by prefix, session, or none
+  const uint32_t* cached_by_engine = nullptr;  // [engines] the same where engines differ; counts before cached_tokens
   uint64_t session = 0;              // 0: none
   const uint64_t* prefix = nullptr;  // hashes of the prompt's blocks, each with all before it; equal parts of the prompt
   int64_t prefix_count = 0;
@@ -90,7 +93,6 @@ struct EngineReport {
   int64_t in_flight_us = 0;  // of prefill that was sent and is not known to be done
   int32_t in_flight = 0;     // requests that have not ended
   bool stale = true;
-  EngineState state = EngineState::kActive;
 };
 
 class Scheduler {
@@ -115,6 +117,8 @@ class Scheduler {
     estimate(request);
     for (int32_t i : candidates_) visit(i, pressure_us(i, now_us));
   }
+  // What the same would be of many requests, by one ledger at one time, for a backend to work out.
+  ScoreInputs score_inputs(const std::vector<DispatchRequest>& requests, int64_t now_us);
   // The requests of tickets. A ticket ends with finished() or failed().
   void first_token(int32_t ticket, int64_t now_us);
   void progress(int32_t ticket, int64_t prefilled_tokens, int64_t now_us);
@@ -129,7 +133,8 @@ class Scheduler {
  private:
   static constexpr int64_t kNever = INT64_MIN / 2;
   static constexpr int32_t kNone = -1;
-  // Of what is outstanding, the part that is still assumed when the engine should have been through with it all.
+  static constexpr int64_t kFarOff = INT64_MAX / 2;
+  // Of a request that should have had its first token, the part of its prefill that is still assumed to be left.
   static constexpr int64_t kLate = 8;
   static constexpr size_t kSettledKept = 128;  // of an engine
   static constexpr size_t kSessions = size_t{1} << 16;
@@ -137,7 +142,8 @@ class Scheduler {
   // What every decision looks at of every engine: a line of cache each.
   struct alignas(64) Engine {
     int64_t ready_at_us = kNever;  // when it will be through with what is outstanding, at its rate
-    int64_t own_us = 0;            // outstanding prefill that this scheduler sent
+    int64_t least_us = 0;          // of what this scheduler sent, the prefill that cannot be done yet, whatever the rate
+    int64_t due_us = kFarOff;      // when the request that is next should have its first token; far off where none will be told
     int64_t sampled_us = kNever;
     int64_t rest_us = 0;           // the terms that do not hang on the request: KV cache and queue, weighted
     uint64_t per_token = 0;        // spec::micros_per_token
@@ -157,6 +163,7 @@ class Scheduler {
 
   struct Details {
     int64_t kv_tokens = 0;   // what the cache holds
+    int64_t own_us = 0;      // outstanding prefill that this scheduler sent
     int64_t foreign_us = 0;  // outstanding prefill that others sent
     int32_t unseen = 0;      // requests sent after the last sample whose prefill is outstanding,
     int64_t unseen_tokens = 0;  // and the prompts, uncached, of all sent after it
@@ -199,12 +206,12 @@ class Scheduler {
     int64_t tokens = 0;
   };
 
-  // Which of these a candidate is decides whether it is looked at: the best class that has any.
-  enum class Class : uint8_t { kGood, kShortOfKv, kStale };
+  using Class = spec::EngineClass;
 
   // Filter: fills candidates_ and says of which class they are; without `sorts`, all are of the best.
   Class filter(const DispatchRequest& request, int64_t now_us, bool sorts);
   bool may_take(const Engine& engine, Stage stage) const;
+  bool is_stale(const Engine& engine, int64_t now_us) const { return engine.sampled_us < now_us - options_.stale_after_us; }
   // The tokens of the request that each candidate would have to compute.
   void estimate(const DispatchRequest& request);
   int64_t uncached_on(int32_t engine) const { return differs_ ? uncached_[static_cast<size_t>(engine)] : uncached_everywhere_; }
@@ -222,10 +229,13 @@ class Scheduler {
   size_t first_in_turn() const;
   void commit(const DispatchRequest& request, int64_t now_us, Decision* decision);
 
+  int64_t known_us(const Engine& engine, int64_t now_us) const;
   int64_t backlog_us(const Engine& engine, int64_t now_us) const;
   void claim_foreign(int32_t engine);
   int64_t pressure_us(int32_t engine, int64_t now_us) const;
-  int64_t perturbation_us(int32_t engine) const;
+  // Of up to kMostMicros: the share of the other gateways, as far as they do not tell.
+  int64_t others_share(int64_t us) const { return us * std::max<int64_t>(0, others_ - told_) >> spec::kShareBits; }
+  int64_t unknown_us(int32_t engine) const;
   int64_t mean_tokens(int32_t requests) const;
   void refresh(int32_t engine);
   Engine& engine(int32_t i) { return engines_[static_cast<size_t>(i)]; }
@@ -239,6 +249,7 @@ class Scheduler {
   void settle_with_earlier(int32_t ticket, int64_t now_us);
   void settle_silent(int32_t engine, int32_t waiting, int64_t time_us, int64_t now_us);
   void forget_before(int32_t engine, int64_t time_us, int64_t now_us);
+  void look_at_next(int32_t engine);
   void anchor(int32_t engine, int64_t now_us);
   void release(int32_t ticket);
 
@@ -272,6 +283,8 @@ class Scheduler {
   };
   std::vector<Group> groups_;      // by group
   std::vector<int32_t> lockstep_;  // groups of two engines or more
+  const int64_t others_;  // the other gateways' share of what is sent, of spec::kWholeShare,
+  int64_t told_ = 0;      // and the share of late that others have told, as dispatch_to() takes it
 };
 
 }  // namespace gimbal

@@ -1,7 +1,7 @@
 // What a backend does for the solver: fill tables, walk, price placements, prove bounds. All control flow stays in solve.cc;
-// each backend runs the same spec over its own Teams and returns the same integers.
+// each backend runs the same spec over its own Teams and returns the same integers. For dispatch it scores requests on engines.
 //
-// Its unit of work is a batch: some layers of one problem, with their tables, walks and placements in the backend's own
+// Its unit of planning is a batch: some layers of one problem, with their tables, walks and placements in the backend's own
 // memory, wherever that is. Only priced placements, and in the end the chosen ones, come back.
 #pragma once
 
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../model/quantise.h"
+#include "../spec/score_columns.h"
 #include "../spec/types.h"
 #include "threads.h"
 
@@ -105,6 +106,17 @@ class LayerBatch {
   virtual double kernel_ms() const { return 0; }
 };
 
+// Scores requests on engines. Keeps its memory between calls, and serves one at a time.
+class Scorer {
+ public:
+  virtual ~Scorer() = default;
+  // As many scores, requests times engines, as one call should make where the choice is free.
+  virtual int64_t scores_at_once() const = 0;
+  // spec::score_request of each: pressure_us [requests][engines], best [requests]. There is one engine at least.
+  virtual void score(const spec::EngineColumns& engines, const spec::RequestColumns& requests, int64_t* pressure_us,
+                     int32_t* best) = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -113,6 +125,7 @@ class Backend {
   // As many layers as a batch should have where the choice is free, on so many threads.
   virtual int32_t layers_per_batch(int32_t threads) const = 0;
   virtual std::unique_ptr<LayerBatch> make_batch() = 0;
+  virtual std::unique_ptr<Scorer> make_scorer() = 0;
 };
 
 }  // namespace gimbal

@@ -81,5 +81,10 @@ GIMBAL_SPEC i64 queue_term(const PressureWeights& w, i32 waiting, i32 running) {
   return weighted(queue_micros(w, waiting, running), w.queue);
 }
 
+// What a request meets on an engine; `rest_us` is the sum of the two terms that do not hang on it.
+GIMBAL_SPEC i64 pressure_micros(const PressureWeights& w, i64 backlog_us, i64 own_us, i64 rest_us, i32 moe) {
+  return backlog_term(w, backlog_us, own_us) + rest_us + moe_term(w, own_us, moe);
+}
+
 }  // namespace spec
 }  // namespace gimbal

@@ -41,6 +41,7 @@ constexpr size_t kInFlight = 64;
 
 void work(Scheduler* scheduler, std::vector<int32_t>* open, int64_t* now_us, uint64_t* draws, int count) {
   uint64_t blocks[8];
+  uint32_t cached[kEngines] = {0, 2000};
   for (int n = 0; n < count; ++n) {
     *now_us += 1000;
     const uint64_t bits = spec::mix64(++*draws);
@@ -60,6 +61,7 @@ void work(Scheduler* scheduler, std::vector<int32_t>* open, int64_t* now_us, uin
       request.prefix = blocks;
       request.prefix_count = 8;
     }
+    if (bits % 13 == 0) request.cached_by_engine = cached;
     const size_t at = static_cast<size_t>(n) % kInFlight;
     if ((*open)[at] >= 0) {
       if (bits % 7 != 0) scheduler->first_token((*open)[at], *now_us);

@@ -15,6 +15,7 @@
 #include "../solver/registry.h"
 #include "../spec/cost.h"
 #include "../spec/search.h"
+#include "backends.h"
 #include "instance.h"
 #include "layer_rig.h"
 
@@ -22,14 +23,6 @@ using namespace gimbal;
 using namespace gimbal::test;
 
 namespace {
-
-std::vector<Backend*> backends() {
-  std::vector<Backend*> all;
-  for (const BackendInfo& info : list_backends()) {
-    if (info.available) all.push_back(&select_backend(info.name == "cpu" ? BackendChoice::kCpu : BackendChoice::kCuda, 0).backend);
-  }
-  return all;
-}
 
 using Placements = std::vector<std::vector<std::vector<int32_t>>>;  // [layers][found], [gpus][slots] each
 

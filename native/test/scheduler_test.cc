@@ -171,6 +171,78 @@ TEST_CASE("scheduler: an engine works its backlog off at its rate, and one that 
   CHECK(s.report(0, 6 * kSecond).in_flight == 0);
 }
 
+TEST_CASE("scheduler: what is behind a request that is late is still to be done, unless the request is silent") {
+  for (const bool streams : {true, false}) {
+    CAPTURE(streams);
+    Scheduler s = scheduler_of(1);
+    s.observe(sample(0, 0), 0);
+    DispatchRequest first = prompt(800);
+    first.streams = streams;
+    s.dispatch(first, 0);
+    const Decision second = s.dispatch(prompt(400), 0);
+    s.dispatch(prompt(160), 0);
+    CHECK(s.report(0, 300 * kMs).terms.backlog_us == 1060 * kMs);
+    CHECK(s.report(0, 5 * kSecond).terms.backlog_us == (streams ? 100 + 400 + 160 : 170) * kMs);
+    s.failed(second.ticket, 5 * kSecond);
+    CHECK(s.report(0, 5 * kSecond).terms.backlog_us == (streams ? 100 + 160 : 120) * kMs);
+  }
+}
+
+TEST_CASE("scheduler: with other gateways, a request that is late has something in front of it") {
+  for (const int32_t gateways : {1, 2, 4}) {
+    CAPTURE(gateways);
+    SchedulerOptions o = options();
+    o.gateways = gateways;
+    Scheduler s = scheduler_of(1, o);
+    s.observe(sample(0, 0), 0);
+    const Decision first = s.dispatch(prompt(80), 0);
+    const Decision second = s.dispatch(prompt(40), 0);
+    // Due at 80 ms, and 920 ms late: the share of the others is left.
+    CHECK(s.report(0, kSecond).terms.backlog_us == (gateways == 1 ? 50 : gateways == 2 ? 460 : 690) * kMs);
+    // Only now the second one can have begun.
+    s.first_token(first.ticket, kSecond);
+    CHECK(s.report(0, kSecond + 40 * kMs).terms.backlog_us == 5 * kMs);
+    CHECK(s.report(0, kSecond + 140 * kMs).terms.backlog_us == (gateways == 1 ? 5 : gateways == 2 ? 50 : 75) * kMs);
+    // What is seen to go on is not late.
+    s.progress(second.ticket, 20, kSecond + 140 * kMs);
+    CHECK(s.report(0, kSecond + 160 * kMs).terms.backlog_us == 20 * kMs / 8);
+    s.first_token(second.ticket, 2 * kSecond);
+    CHECK(s.report(0, 3 * kSecond).terms.backlog_us == 0);
+  }
+}
+
+TEST_CASE("scheduler: what other gateways tell need not be guessed, until they tell no more") {
+  SchedulerOptions o = options();
+  o.gateways = 2;
+  Scheduler s = scheduler_of(2, o);
+  observe_all(&s, 0);
+  const auto send = [&](bool told) {
+    s.finished((told ? s.dispatch_to(1, prompt(1), 0) : s.dispatch(prompt(1), 0)).ticket, 0);
+  };
+  for (int n = 0; n < 1000; ++n) send(n % 2 == 0);
+  const Decision late = s.dispatch_to(0, prompt(80), 0);
+  // 920 ms late; what is guessed is at most what one in 64 requests changes.
+  CHECK(s.report(0, kSecond).terms.backlog_us <= 920 * kMs / 64);
+  for (int n = 0; n < 1000; ++n) send(false);
+  CHECK(s.report(0, kSecond).terms.backlog_us >= 450 * kMs);
+  CHECK(s.report(0, kSecond).terms.backlog_us <= 460 * kMs);
+  s.finished(late.ticket, kSecond);
+}
+
+TEST_CASE("scheduler: with other gateways, a part of what was sent counts once more") {
+  for (const int32_t gateways : {1, 2}) {
+    CAPTURE(gateways);
+    SchedulerOptions o = options();
+    o.gateways = gateways;
+    Scheduler s = scheduler_of(2, o);
+    s.observe(sample(0, 0, 0, 1, 1000), 0);
+    s.observe(sample(1, 0), 0);
+    s.dispatch_to(1, prompt(900), 0);
+    // 1000 against 900 of our own, or 1350; neither is perturbed by more than 113.
+    CHECK(s.dispatch(prompt(10), 0).engine == (gateways == 1 ? 1 : 0));
+  }
+}
+
 TEST_CASE("scheduler: a failed request takes its prefill with it") {
   Scheduler s = scheduler_of(1);
   s.observe(sample(0, 0), 0);
@@ -410,7 +482,7 @@ TEST_CASE("scheduler: one of several gateways does not always take the least of 
       ++count[static_cast<size_t>(d.engine)];
       s.finished(d.ticket, now_us);
     }
-    CHECK(count[2] == 0);  // a quarter of 400 is less than the difference
+    CHECK(count[2] == 0);  // an eighth of 400 is less than the difference
     if (gateways == 1) {
       CHECK(count[1] == 0);
     } else {
@@ -466,6 +538,30 @@ TEST_CASE("scheduler: cached prefixes and sessions draw a request, but not into 
   other.session = 77;
   const Decision anew = sticky.dispatch(other, 600 * kMs);
   CHECK(sticky.report(anew.engine, 600 * kMs).in_flight_us >= 350 * kMs);
+}
+
+TEST_CASE("scheduler: what each engine has cached draws a request there, is charged where it goes, and goes before the rest") {
+  Scheduler s = scheduler_of(3);
+  observe_all(&s, 0);
+  const uint32_t cached[] = {0, 300, 400};
+  DispatchRequest r = prompt(400);
+  r.cached_by_engine = cached;
+  r.cached_tokens = 100;
+  const Decision first = s.dispatch(r, 0);
+  CHECK(first.engine == 2);
+  CHECK(first.score == 1 * kMs);  // of a prompt that is cached whole, one token is computed
+  CHECK(s.report(2, 0).in_flight_us == 1 * kMs);
+  s.observe(sample(2, 0, 0, 1, 200), 0);
+  const Decision second = s.dispatch(r, 0);
+  CHECK(second.engine == 1);
+  CHECK(second.score == 100 * kMs);
+  CHECK(s.dispatch_to(0, r, 0).score == 400 * kMs);
+  s.scores(r, 0, true, [&](int32_t i, int64_t score) {
+    CHECK(score == s.report(i, 0).terms.total_us + std::max<int64_t>(1, 400 - cached[i]) * kMs);
+  });
+  r.stage = Stage::kDecode;
+  const int64_t empty_us = s.report(1, 0).terms.total_us;
+  CHECK(s.dispatch_to(1, r, 0).score == empty_us);  // there is nothing to prefill
 }
 
 TEST_CASE("scheduler: expert pressure makes a request's own prefill dearer, and is harmless where it is not known") {
@@ -579,6 +675,7 @@ struct PlainRequest {
   int32_t ticket;
   int64_t us;
   int64_t sent_us;
+  int64_t due_us;            // by what was known when it was sent
   int64_t done_us = kNever;  // its prefill
   bool ended = false;
 };
@@ -600,7 +697,21 @@ struct PlainEngine {
   int64_t own_us() const {
     return sum_us([](const PlainRequest& r) { return r.done_us == kNever; });
   }
-  int64_t backlog_us(int64_t now_us) const { return std::max(ready_us - now_us, own_us() / 8); }
+  // Whichever is most: the time that is left by the plan; what cannot have begun, with an eighth of what can; and, where there
+  // are other gateways, their share of the time by which the first outstanding request is late.
+  int64_t backlog_us(int64_t now_us, int32_t gateways = 1) const {
+    int64_t most_us = ready_us - now_us, before_us = kNever;
+    for (const PlainRequest& r : requests) {
+      if (r.done_us != kNever) {
+        before_us = std::max(before_us, r.done_us);
+        continue;
+      }
+      const int64_t late_us = now_us - std::max(r.due_us, before_us + r.us);
+      most_us = std::max({most_us, own_us() - r.us + r.us / 8, std::max<int64_t>(0, late_us) * (65536 * (gateways - 1) / gateways) / 65536});
+      break;
+    }
+    return std::max<int64_t>(most_us, 0);
+  }
   int32_t unseen() const {
     return static_cast<int32_t>(std::count_if(requests.begin(), requests.end(), [&](const PlainRequest& r) {
       return r.done_us == kNever && r.sent_us >= sampled_us;
@@ -627,7 +738,8 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
   int64_t decisions = 0, foreign = 0, kinds[3] = {0, 0, 0};
   for (uint64_t round = 0; round < 30; ++round) {
     test::Random random(100 + round);
-    const SchedulerOptions o = options();
+    SchedulerOptions o = options();
+    o.gateways = 1 + static_cast<int32_t>(round % 3);
     Scheduler s(o);
     const int32_t count = random.between(1, 7), groups = random.between(1, count);
     std::vector<PlainEngine> plain(static_cast<size_t>(count));
@@ -668,10 +780,18 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
         e.ready_us = std::max(least_us, std::min(e.ready_us, now_us + e.own_us() + e.foreign_us));
       } else if (what < 6) {
         const int64_t tokens = random.between(1, 3000);
-        const Decision d = s.dispatch(prompt(tokens), now_us);
+        DispatchRequest request = prompt(tokens);
+        std::vector<uint32_t> cached(static_cast<size_t>(count), 0);
+        if (random.below(2) == 0) {
+          for (uint32_t& one : cached) one = static_cast<uint32_t>(random.below(static_cast<int32_t>(tokens) + 1));
+          request.cached_by_engine = cached.data();
+        }
+        const Decision d = s.dispatch(request, now_us);
         REQUIRE(d.engine >= 0);
         ++decisions;
-        const int64_t own_us = tokens * kMs;
+        const auto own_us = [&](const PlainEngine& e) {
+          return std::max<int64_t>(1, tokens - cached[static_cast<size_t>(&e - plain.data())]) * kMs;
+        };
         // Which engines are looked at: those with fresh samples and cache to spare, or else the next best kind.
         const auto kind = [&](const PlainEngine& e) {
           return e.sampled_us < now_us - o.stale_after_us ? 2 : e.has_room(o.weights, tokens) ? 0 : 1;
@@ -679,23 +799,24 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
         int best_kind = 2;
         for (const PlainEngine& e : plain) best_kind = std::min(best_kind, kind(e));
         const auto longest_with = [&](const PlainEngine& e) {
-          int64_t longest = e.backlog_us(now_us) + own_us;
+          int64_t longest = e.backlog_us(now_us, o.gateways) + own_us(e);
           for (const PlainEngine& other : plain) {
-            if (&other != &e && other.group == e.group) longest = std::max(longest, other.backlog_us(now_us));
+            if (&other != &e && other.group == e.group) longest = std::max(longest, other.backlog_us(now_us, o.gateways));
           }
           return longest;
         };
         const auto total = [&](const PlainEngine& e) {
-          return e.backlog_us(now_us) + own_us + e.rest_us(o.weights, own_us);
+          return e.backlog_us(now_us, o.gateways) + own_us(e) + e.rest_us(o.weights, own_us(e));
         };
         // The pick is one that nothing beats: in its group by (longest, total), among groups by longest + rest.
         const PlainEngine& picked = plain[static_cast<size_t>(d.engine)];
         REQUIRE(kind(picked) == best_kind);
         ++kinds[best_kind];
+        const bool perturbed = o.gateways > 1 && best_kind == 0;
         for (const PlainEngine& e : plain) {
-          if (kind(e) != best_kind) continue;
+          if (kind(e) != best_kind || perturbed) continue;
           if (best_kind == 2) {
-            REQUIRE(picked.backlog_us(now_us) <= e.backlog_us(now_us));
+            REQUIRE(picked.backlog_us(now_us, o.gateways) + own_us(picked) <= e.backlog_us(now_us, o.gateways) + own_us(e));
           } else if (best_kind == 1) {
             REQUIRE(std::make_pair(picked.demand(), total(picked)) <= std::make_pair(e.demand(), total(e)));
           } else if (e.group == picked.group) {
@@ -704,8 +825,8 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
             REQUIRE_FALSE(beats);
           }
         }
-        const auto cost = [&](const PlainEngine& e) { return longest_with(e) + e.rest_us(o.weights, own_us); };
-        for (int32_t g = 0; best_kind == 0 && g < groups; ++g) {
+        const auto cost = [&](const PlainEngine& e) { return longest_with(e) + e.rest_us(o.weights, own_us(e)); };
+        for (int32_t g = 0; best_kind == 0 && !perturbed && g < groups; ++g) {
           const PlainEngine* champion = nullptr;
           for (const PlainEngine& e : plain) {
             if (e.group != g || kind(e) != best_kind) continue;
@@ -717,8 +838,8 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
           if (champion != nullptr) REQUIRE(cost(picked) <= cost(*champion));
         }
         PlainEngine& e = plain[static_cast<size_t>(d.engine)];
-        e.ready_us = std::max(e.ready_us, now_us) + own_us;
-        e.requests.push_back({d.ticket, own_us, now_us});
+        e.ready_us = std::max(e.ready_us, now_us) + own_us(e);
+        e.requests.push_back({d.ticket, own_us(e), now_us, e.ready_us});
         engine_of[d.ticket] = d.engine;
         open.push_back(d.ticket);
       } else if (!open.empty()) {
@@ -753,7 +874,7 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
         REQUIRE(report.in_flight_us == e.own_us());
         REQUIRE(report.in_flight ==
                 std::count_if(e.requests.begin(), e.requests.end(), [](const PlainRequest& one) { return !one.ended; }));
-        REQUIRE(report.terms.backlog_us == e.backlog_us(now_us));
+        REQUIRE(report.terms.backlog_us == e.backlog_us(now_us, o.gateways));
       }
     }
     for (int32_t ticket : open) s.finished(ticket, now_us);

@@ -14,6 +14,8 @@
 #include "../spec/walk.h"
 #include "../spec/pressure.h"
 #include "../spec/queue_key.h"
+#include "../spec/score_columns.h"
+#include "../spec/score.h"
 #include "../spec/statistics.h"
 
 #include <atomic>

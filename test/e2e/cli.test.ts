@@ -204,6 +204,18 @@ describe.skipIf(CHROMIUM === undefined)('the HTML report in a browser (needs chr
   });
 });
 
+describe('the demo of the gateway', () => {
+  it('sends the same traffic under two policies, and loses none of it', { timeout: 60_000 }, async () => {
+    const tsx = path.join(ROOT, 'node_modules', 'tsx', 'dist', 'cli.mjs');
+    const demo = path.join(ROOT, 'examples', 'gateway.ts');
+    const { code, stdout, stderr } = await ended(
+      spawn(process.execPath, [tsx, demo, '--requests', '24'], { stdio: ['ignore', 'pipe', 'pipe'] }),
+    );
+    expect(code, stderr).toBe(0);
+    expect(stdout).toMatch(/round-robin: 24 answers.*gimbal: 24 answers.*time to first token: p50 \d+ ms/s);
+  });
+});
+
 describe('the demo', () => {
   it('plans, compares with EPLB, plans again on a budget and writes files', {
     timeout: 120_000,

@@ -1,6 +1,5 @@
 /** Gateways that share their ledger through a real Redis: what they tell each other, and what becomes of it when Redis goes. */
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
+import type { ChildProcess } from 'node:child_process';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,8 +8,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { RedisChannel } from '../../lib/gateway/ledger/redis-channel.js';
 import type { SharedLedger } from '../../lib/gateway/shared-ledger.js';
 import { createGateway, type TestGateway } from '../support/ledgers.js';
-
-const missing = spawnSync('redis-server', ['--version']).error !== undefined;
+import { NO_REDIS as missing, startRedis, stopRedis } from '../support/redis.js';
 
 /** Far longer than anything here takes; what is waited for is an event. */
 const until = <T>(check: () => T) => vi.waitFor(check, { timeout: 30_000, interval: 10 });
@@ -162,27 +160,6 @@ describe.skipIf(missing)(
 
 function stateOf({ status }: SharedLedger): string {
   return status.state;
-}
-
-async function startRedis(folder: string): Promise<ChildProcess> {
-  const nothingOnDisk = ['--save', '', '--appendonly', 'no'];
-  const where = ['--port', '0', '--unixsocket', join(folder, 'redis.sock'), '--dir', folder];
-  const server = spawn('redis-server', [...where, ...nothingOnDisk], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  let said = '';
-  for await (const chunk of server.stdout!.iterator({ destroyOnReturn: false })) {
-    said += chunk;
-    if (said.includes('ready to accept connections')) break;
-  }
-  server.stdout!.resume();
-  return server;
-}
-
-async function stopRedis(server: ChildProcess): Promise<void> {
-  if (server.exitCode !== null || server.signalCode !== null) return;
-  server.kill('SIGKILL');
-  await once(server, 'exit');
 }
 
 async function connected(url: string) {

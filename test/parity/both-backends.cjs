@@ -1,10 +1,11 @@
 /**
  * Run by cuda.test.ts in a process of its own, whose environment names the CUDA plug-in: plans seeded problems on both
- * backends, and prints what it saw as JSON. `node both-backends.cjs parity|failure|freeChoice|manyLayers|kernelTimes|backends`
+ * backends, and prints what it saw as JSON. `node both-backends.cjs parity|failure|freeChoice|manyLayers|kernelTimes|scores|
+ * scoreFailure|backends`
  */
 'use strict';
 
-const { Planner, backends, evaluatePlacements } = require('../../dist/index.js');
+const { Planner, Scheduler, backends, evaluatePlacements } = require('../../dist/index.js');
 
 /** The costs alone, without what ran and for how long. */
 function costs({ objective, loadMax, commMax, commTotal, migrations }) {
@@ -148,7 +149,80 @@ async function kernelTimes() {
   return times;
 }
 
-const MODES = { parity, failure, freeChoice, manyLayers, kernelTimes, backends: async () => backends() };
+/** A scheduler with a past, and requests of every kind. */
+function drawScores(seed, engineCount) {
+  const draw = draws(seed);
+  const clock = { nowMs: 1000 };
+  const engines = Array.from({ length: engineCount ?? [1, 3, 31, 64, 257][draw(5)] }, () => ({
+    group: draw(3),
+    role: ['both', 'both', 'prefill', 'decode'][draw(4)],
+    prefillTokensPerSecond: 100 + draw(50_000),
+    kvTokens: 1000 + draw(500_000),
+  }));
+  const scheduler = new Scheduler({ engines, clock: () => clock.nowMs });
+  const request = (id) => ({
+    id,
+    promptTokens: draw(10) === 0 ? 2 ** 28 : draw(8000),
+    ...(draw(3) === 0 && { sessionKey: `session ${draw(9)}` }),
+    ...(draw(3) === 0 && { prefixHashes: Array.from({ length: 1 + draw(8) }, (_, n) => 100 * draw(2) + n) }),
+    ...(draw(5) === 0 && { stage: 'decode' }),
+  });
+  for (let n = 0; n < 200; ++n) {
+    clock.nowMs += draw(50);
+    const engine = draw(engines.length);
+    const load = { running: draw(60), waiting: draw(9), moePressure: draw(4) === 0 ? draw(300) / 100 : 0 };
+    if (seed % 5 > 0)
+      scheduler.observe([{ engine, timeMs: clock.nowMs, kvUsage: draw(1001) / 1000, ...load }]);
+    try {
+      scheduler.dispatch(request(n));
+    } catch (error) {
+      if (error.code !== 'GIMBAL_NO_ENGINE') throw error;
+    }
+  }
+  return { scheduler, requests: Array.from({ length: 1 + draw(70) }, (_, n) => request(n)) };
+}
+
+/** Scores on both backends; the last ones take two launches. */
+async function scores() {
+  const rows = [];
+  const bytes = ({ pressureMs, best }) =>
+    Buffer.concat([Buffer.from(pressureMs.buffer), Buffer.from(best.buffer)]);
+  for (let seed = 1; seed <= 30; ++seed) {
+    const { scheduler, requests } = drawScores(seed, seed < 30 ? undefined : 4096);
+    const count = seed < 30 ? requests.length : 200;
+    const asked = Array.from({ length: count }, (_, n) => requests[n % requests.length]);
+    const cpu = await scheduler.scores(asked, { backend: 'cpu' });
+    const cuda = await scheduler.scores(asked, { backend: 'cuda' });
+    const picked = cpu.best.filter((engine) => engine >= 0).length;
+    rows.push({ seed, same: bytes(cpu).equals(bytes(cuda)), backend: cuda.backend, picked });
+  }
+  return rows;
+}
+
+/** What scores say whose every try meets the failure that the environment set up once; the last one by a free choice. */
+async function scoreFailure() {
+  const { scheduler, requests } = drawScores(2);
+  const tries = [];
+  for (const options of [{ backend: 'cuda' }, { backend: 'cuda' }, {}]) {
+    try {
+      tries.push({ backend: (await scheduler.scores(requests, options)).backend });
+    } catch (error) {
+      tries.push({ code: error.code, field: error.field, message: error.message });
+    }
+  }
+  return tries;
+}
+
+const MODES = {
+  parity,
+  failure,
+  freeChoice,
+  manyLayers,
+  kernelTimes,
+  scores,
+  scoreFailure,
+  backends: async () => backends(),
+};
 
 async function main() {
   const what = MODES[process.argv[2]];

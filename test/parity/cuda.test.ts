@@ -47,6 +47,30 @@ describe.skipIf(!fs.existsSync(PLUGIN))('the CUDA backend, by its sources on a C
     expect(output).toContain('same  512 GPUs, 1,024 slots');
   });
 
+  it('scores requests as the CPU backend does, bit for bit', { timeout: 120_000 }, () => {
+    const rows = run('scores');
+    for (const row of rows) expect(row).toMatchObject({ same: true, backend: 'cuda' });
+    // Some requests can go somewhere, and some fleets have nobody for a stage.
+    expect(rows.filter(({ picked }: { picked: number }) => picked > 0).length).toBeGreaterThan(20);
+  });
+
+  it('turns failures under scores into typed errors, and goes on where the device can', {
+    timeout: 120_000,
+  }, () => {
+    for (const api of ['cudaMalloc', 'cudaHostAlloc', 'launch', 'cudaMemcpyAsync', 'cudaEventRecord']) {
+      const [first, ...later] = run('scoreFailure', {
+        HOSTLAYER_FAIL: `${api}:1:cudaErrorLaunchOutOfResources`,
+      });
+      expect(first, api).toMatchObject({ code: 'GIMBAL_BACKEND_FAILED', field: 'cuda' });
+      expect(later, api).toEqual([{ backend: 'cuda' }, { backend: 'cpu' }]);
+    }
+    const [first, second, third] = run('scoreFailure', { HOSTLAYER_FAIL: 'async:2:cudaErrorIllegalAddress' });
+    expect(first).toMatchObject({ code: 'GIMBAL_BACKEND_FAILED' });
+    expect(second).toMatchObject({ code: 'GIMBAL_BACKEND_UNAVAILABLE' });
+    expect(second.message).toMatch(/device 0 is lost to this process .*cudaErrorIllegalAddress/);
+    expect(third).toEqual({ backend: 'cpu' });
+  });
+
   it('turns a failure of the device into a typed error, and goes on', { timeout: 120_000 }, () => {
     const [first, second, third] = run('failure', {
       HOSTLAYER_FAIL: 'cudaMalloc:2:cudaErrorMemoryAllocation',

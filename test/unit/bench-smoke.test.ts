@@ -4,9 +4,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { dispatchBenches } from '../../bench/dispatch/index.js';
+import { partsOf } from '../../bench/dispatch/traces.js';
+import { gatewayBenches } from '../../bench/gateway/index.js';
 import { gpuBenches } from '../../bench/gpu/index.js';
 import {
   type BenchResult,
+  estimate,
   formatResult,
   formatTable,
   machine,
@@ -16,7 +19,13 @@ import {
 import { placementBenches } from '../../bench/placement/index.js';
 import { statisticsBenches } from '../../bench/statistics/index.js';
 
-const benches = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...statisticsBenches];
+const benches = [
+  ...placementBenches,
+  ...gpuBenches,
+  ...dispatchBenches,
+  ...gatewayBenches,
+  ...statisticsBenches,
+];
 
 describe('benches, small', () => {
   it.each(benches.map((bench) => [bench.name, bench] as const))(
@@ -89,6 +98,30 @@ describe('bench harness', () => {
     } finally {
       rmSync(folder, { recursive: true });
     }
+  });
+
+  it('states a mean with the interval it is known to', () => {
+    // Deviations of 3, 1, 1 and 3: a variance of 20 / 3, of the mean 20 / 12; 3.182 times its root.
+    expect(estimate([2, 4, 6, 8])).toEqual({ mean: 5, halfWidth: expect.closeTo(4.1079, 3) });
+    expect(estimate([3, 3, 3, 3])).toEqual({ mean: 3, halfWidth: 0 });
+    expect(() => estimate([1, 2])).toThrow(/4,8,.* values but received 2/);
+  });
+
+  it('cuts a trace into parts that share no request and begin at 0', () => {
+    const requests = [5, 7, 11, 12, 20, 21, 99].map((arrivalMs) => ({
+      arrivalMs,
+      promptTokens: arrivalMs,
+      outputTokens: 1,
+    }));
+    const parts = partsOf({ name: 't', requests }, 3);
+    expect(parts.map(({ requests }) => requests.map(({ arrivalMs }) => arrivalMs))).toEqual([
+      [0, 2],
+      [0, 1],
+      [0, 1],
+    ]);
+    expect(parts.flatMap(({ requests }) => requests.map(({ promptTokens }) => promptTokens))).toEqual([
+      5, 7, 11, 12, 20, 21,
+    ]);
   });
 
   it('takes the middle of a list', () => {

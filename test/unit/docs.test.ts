@@ -13,20 +13,34 @@ import path from 'node:path';
 import { Writable } from 'node:stream';
 import { promisify } from 'node:util';
 import nodeGypBuild from 'node-gyp-build';
+import { pino } from 'pino';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { parse } from 'yaml';
+import { z } from 'zod';
 import { dispatchBenches } from '../../bench/dispatch/index.js';
+import { gatewayBenches } from '../../bench/gateway/index.js';
 import { gpuBenches } from '../../bench/gpu/index.js';
 import { placementBenches } from '../../bench/placement/index.js';
 import { statisticsBenches } from '../../bench/statistics/index.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
+import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
+import { Fleet } from '../../lib/gateway/fleet.js';
+import { GatewayMetrics } from '../../lib/gateway/metrics.js';
+import type { SharedLedger } from '../../lib/gateway/shared-ledger.js';
 import { type Effort, evaluatePlacements, planPlacement } from '../../lib/index.js';
 import { makeProblem, SMALL } from '../support/problems.js';
 import { npy } from './cli-fixture.js';
 
 const ROOT = path.join(__dirname, '..', '..');
-const BENCHES = [...placementBenches, ...gpuBenches, ...dispatchBenches, ...statisticsBenches];
+const BENCHES = [
+  ...placementBenches,
+  ...gpuBenches,
+  ...dispatchBenches,
+  ...gatewayBenches,
+  ...statisticsBenches,
+];
 const PAGES = [
   'README.md',
   'CHANGELOG.md',
@@ -247,12 +261,14 @@ describe('commands', () => {
   /** Options of others that the pages speak of; a name that is in no list is a mistake. */
   const FOREIGN: Record<string, string[]> = {
     npm: ['--ignore-scripts'],
+    vLLM: ['--data-parallel-size', '--scheduling-policy', '--kv-events-config'],
     SGLang: [
       '--init-expert-location',
       '--ep-num-redundant-experts',
       '--ep-dispatch-algorithm',
       '--moe-a2a-backend',
       '--nnodes',
+      '--enable-priority-scheduling',
     ],
     'vLLM-Ascend': ['--additional-config'],
   };
@@ -382,6 +398,8 @@ describe('docs/API.md', () => {
     ['lib/types.ts', 'LayerPlan'],
     ['lib/types.ts', 'Evaluation'],
     ['lib/topology.ts', 'TopologyOptions'],
+    ['lib/dispatch/types.ts', 'ScoreOptions'],
+    ['lib/dispatch/types.ts', 'Scores'],
     ['lib/statistics/types.ts', 'RoutingObservation'],
     ['lib/statistics/types.ts', 'SummedCounts'],
     ['lib/statistics/types.ts', 'RoutingConfidence'],
@@ -486,3 +504,47 @@ describe('docs/BENCHMARKS.md', () => {
 function manifest(): Record<'scripts' | 'dependencies' | 'devDependencies', Record<string, string>> {
   return JSON.parse(read('package.json'));
 }
+
+describe('docs/GATEWAY.md', () => {
+  const page = () => read('docs/GATEWAY.md');
+
+  /** `servers[].url` and its like, of all that a configuration may say. */
+  function keysOf(schema: z.core.JSONSchema.BaseSchema, at: string): string[] {
+    const { properties = {}, items } = schema;
+    if (items !== undefined) return keysOf(items as z.core.JSONSchema.BaseSchema, `${at}[]`);
+    const names = Object.keys(properties);
+    if (names.length === 0) return [at];
+    return names.flatMap((name) => keysOf(properties[name] as never, at === '' ? name : `${at}.${name}`));
+  }
+
+  it('names every key of the configuration', () => {
+    const keys = keysOf(z.toJSONSchema(gatewaySchema, { io: 'input', unrepresentable: 'any' }), '');
+    expect(keys.length).toBeGreaterThan(40);
+    // Groups that are told as one, and lists of plain values.
+    const told = (key: string) =>
+      key.replace(/^weights\..*|^(apiKeys)\[\]$|(\.tls)\..*$/, '$1$2') || 'weights';
+    for (const key of keys) expect(page(), key).toContain(`\`${told(key)}\``);
+  });
+
+  it('names every series of the gateway', () => {
+    const metrics = new GatewayMetrics();
+    const fleet = new Fleet(checkGatewayOptions({ servers: [{ url: 'http://127.0.0.1:1' }] }), {
+      log: pino({ level: 'silent' }),
+      events: { dispatched: () => undefined },
+    });
+    metrics.watch(fleet);
+    metrics.watchLedger({ status: {} } as SharedLedger);
+    const names = metrics.registry.getMetricsAsArray().map(({ name }) => name);
+    const own = names.filter((name) => name.startsWith('gimbal_'));
+    expect(own.length).toBeGreaterThan(15);
+    for (const name of own) expect(page(), name).toContain(`\`${name}\``);
+  });
+
+  it('shows configurations that can be taken', () => {
+    const shown = FENCES.filter(({ page, info, code }) => {
+      return page === 'docs/GATEWAY.md' && info[0] === 'yaml' && code.startsWith('servers:');
+    });
+    expect(shown.length).toBeGreaterThan(2);
+    for (const { code } of shown) checkGatewayOptions(parse(code));
+  });
+});

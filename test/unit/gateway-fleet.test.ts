@@ -2,6 +2,7 @@
 import fc from 'fast-check';
 import { pino } from 'pino';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { Scheduler } from '../../lib/dispatch/scheduler.js';
 import { checkGatewayOptions, type GatewayOptions } from '../../lib/gateway/config.js';
 import { type AcquireOptions, Fleet, RefusedError } from '../../lib/gateway/fleet.js';
 import type { Assignment, FleetRequest, LedgerListener } from '../../lib/gateway/types.js';
@@ -258,6 +259,28 @@ describe('a reload', () => {
     expect(fleet.inFlight).toBe(13);
     held.finished();
     expect(fleet.inFlight).toBe(12);
+  });
+
+  it('that cannot be taken changes nothing', () => {
+    const fleet = fleetOf({ admission: { maxInFlight: 1 } });
+    const before = fleet.targets;
+    const kvEvents = [{ endpoint: 'no endpoint' }];
+    const config = checkGatewayOptions({ servers: [{ url: 'http://127.0.0.1:3', kvEvents }] });
+    expect(() => fleet.reload(config)).toThrow('endpoint');
+    expect(fleet.targets).toEqual(before);
+    for (let n = 0; n < 2; n++) expect(fleet.acquireNow(request())).toBeDefined();
+    expect(fleet.acquireNow(request())).toBeUndefined();
+  });
+
+  it('leaves nothing behind of servers that are gone for requests to look at', () => {
+    const fleet = fleetOf();
+    const servers = [{ url: A }, { url: B }];
+    for (const ranks of [2, 3, 1])
+      fleet.reload(checkGatewayOptions({ servers: [{ url: A, ranks }, servers[1]!] }));
+    const dispatch = vi.spyOn(Scheduler.prototype, 'dispatch');
+    expect(fleet.acquireNow(request())).toBeDefined();
+    expect(dispatch.mock.calls[0]![0].excluding).toBeUndefined();
+    dispatch.mockRestore();
   });
 
   it('that changes a server makes it another one', async () => {

@@ -25,7 +25,7 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const SERVERS = { servers: [{ url: 'http://127.0.0.1:1' }] };
 
 describe('the configuration', () => {
-  const file = (content: string): string => {
+  const file = (content: string | Buffer): string => {
     const at = path.join(folder, `${Math.random().toString(36).slice(2)}.yaml`);
     writeFileSync(at, content);
     return at;
@@ -42,11 +42,17 @@ describe('the configuration', () => {
     [{ servers: [] }, 'servers'],
     [{ servers: [{ url: 'ftp://a' }] }, 'servers[0].url'],
     [{ servers: [{ url: 'http://u:p@a' }] }, 'servers[0].url'],
+    [{ servers: [{ url: 'http://:p@a' }] }, 'servers[0].url'],
     [{ servers: [{ url: 'http://a?b' }] }, 'servers[0].url'],
+    [{ servers: [{ url: 'http://a', kvTokens: 2 ** 31 }] }, 'servers[0].kvTokens'],
+    [{ servers: [{ url: 'http://a', firstGlobalRank: 2 ** 31 }] }, 'servers[0].firstGlobalRank'],
     [{ servers: [{ url: 'http://a' }, { url: 'http://a/' }] }, 'servers[1].url'],
     [{ servers: [{ url: 'http://a', ranks: 0 }] }, 'servers[0].ranks'],
     [{ servers: [{ url: 'http://a', rank: 2 }] }, 'servers[0].rank'],
-    [{ servers: [{ url: 'http://a', ranks: 2, kvEvents: ['tcp://a:1'] }] }, 'servers[0].kvEvents'],
+    [
+      { servers: [{ url: 'http://a', ranks: 2, kvEvents: [{ endpoint: 'tcp://a:1' }] }] },
+      'servers[0].kvEvents',
+    ],
     [{ servers: [{ url: 'http://a', apiKey: 'x', apiKeyEnv: 'HOME' }] }, 'servers[0].apiKeyEnv'],
     [{ servers: [{ url: 'http://a', apiKeyEnv: 'GIMBAL_NOT_SET' }] }, 'servers[0].apiKeyEnv'],
     [{ ...SERVERS, policy: 'best' }, 'policy'],
@@ -103,6 +109,29 @@ describe('the configuration', () => {
       listen: current.listen,
     });
     expect(later.toSorted()).toEqual(['listen', 'policy']);
+  });
+
+  it('of a reload says that connections go on as they were made', () => {
+    const next = checkGatewayOptions({ ...SERVERS, limits: { connectMs: 5, idleMs: 7 } });
+    const { config, later } = mergeReload(checkGatewayOptions(SERVERS), next);
+    expect(config.limits).toMatchObject({ connectMs: 2000, idleMs: 7 });
+    expect(later).toEqual(['limits.connectMs']);
+  });
+
+  it.each([
+    ['not in UTF-8', Buffer.from([0x61, 0x3a, 0x20, 0xe9])],
+    ['that only unfolds', `a: &a [${'x,'.repeat(99)}]\nb: [${'*a,'.repeat(999)}]\n`],
+    ['that is no YAML', 'a: [s3cret\nb: s3cret: s3cret'],
+  ])('of a file %s is refused, and not repeated', async (_, content) => {
+    const refused = { code: 'GIMBAL_FORMAT', message: expect.not.stringContaining('s3cret') };
+    await expect(readGatewayConfig(file(content))).rejects.toMatchObject(refused);
+  });
+
+  it('of keys from a file without any is refused, rather than open to everybody', async () => {
+    for (const content of ['', '# none yet\n\n']) {
+      const config = checkGatewayOptions({ ...SERVERS, apiKeysFile: file(content) });
+      await expect(readApiKeys(config)).rejects.toMatchObject({ code: 'GIMBAL_FORMAT' });
+    }
   });
 
   it('reads keys a line, without comments and blank lines', async () => {
@@ -189,6 +218,29 @@ describe('what is read off a body', () => {
     expect(of(shared, 'n')[0]).not.toBe(of(shared)[0]);
     expect(of('x'.repeat(1e6)).length).toBe(128);
   });
+
+  it('has tools before messages, as templates do', () => {
+    const of = (tool: string, content: string) =>
+      look('/v1/chat/completions', { tools: [{ name: tool }], messages: [{ role: 'user', content }] })
+        .prefixHashes;
+    const content = 'x'.repeat(3000);
+    expect(of('a', `${content}more`)[0]).toBe(of('a', content)[0]);
+    expect([...of('a', content)].some((hash) => of('b', content).includes(hash))).toBe(false);
+  });
+
+  it('leaves to the engine what is nested too deeply to be written again', () => {
+    const deep = `${'['.repeat(1e5)}${']'.repeat(1e5)}`;
+    const body = `{"tools":${deep},"messages":[{"role":"user","content":"abcd","tool_calls":${deep}}]}`;
+    expect(inspect('/v1/chat/completions', Buffer.from(body), {}, 'x').size).toEqual({
+      ...NOTHING,
+      messages: 1,
+      asciiBytes: 4,
+    });
+  });
+
+  it('keeps a bounded part of what names the model, which is logged', () => {
+    expect(look('/v1/completions', { model: 'm'.repeat(1e5) }).model).toHaveLength(256);
+  });
 });
 
 describe('the estimate of tokens', () => {
@@ -213,6 +265,10 @@ describe('the estimate of tokens', () => {
     const estimator = new TokenEstimator();
     for (const tokens of [0, -5, Number.NaN, 1e9, 1]) estimator.learn('m', text, tokens);
     expect(estimator.estimate('m', text)).toBe(1000);
+  });
+
+  it('is never more than the scheduler takes', () => {
+    expect(new TokenEstimator().estimate('m', { ...NOTHING, attachments: 1_200_000 })).toBe(2 ** 28);
   });
 
   it('remembers no more than 64 models', () => {

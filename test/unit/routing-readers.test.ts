@@ -158,6 +158,7 @@ describe('pushed counts', () => {
     expect(() => encodePushedCounts({ ...pushed, k: 33 })).toThrow('counts.k');
     expect(() => encodePushedCounts({ ...pushed, layers: 3 })).toThrow('counts.counts');
     expect(() => encodePushedCounts({ ...pushed, source: -1 })).toThrow('counts.source');
+    expect(() => encodePushedCounts(pushed, 'xml' as 'json')).toThrow('form');
   });
 });
 

@@ -26,6 +26,9 @@ function sample(engine: number, more: Partial<EngineSample> = {}): EngineSample 
   return { engine, timeMs: 0, kvUsage: 0, running: 0, waiting: 0, waitingPrefillTokens: 0, ...more };
 }
 
+/** [engines] */
+const CACHED = [100, 0, 700, 300];
+
 const error = (code: string, field: string, received?: string) =>
   expect.objectContaining({ code, field, ...(received === undefined ? {} : { received }) });
 
@@ -135,11 +138,59 @@ describe('Scheduler', () => {
     });
   });
 
+  it('takes what each engine has cached, in any kind of array, in every way of asking', () => {
+    const cached = [0, 60, 100, 0];
+    for (const cachedTokens of [cached, Uint32Array.from(cached), Float64Array.from(cached)]) {
+      const request = { promptTokens: 100, cachedTokens, sessionKey: 'a', prefixHashes: [1, 2] };
+      const { scheduler } = idle(4);
+      // Of a prompt that is cached whole, one token is computed.
+      expect(scheduler.dispatch({ ...request, id: 1 })).toMatchObject({ engine: 2, pressure: 1 });
+      scheduler.observe([sample(2, { waitingPrefillTokens: 50, waiting: 1 })]);
+      expect(scheduler.dispatch({ ...request, id: 2 })).toMatchObject({ engine: 1, pressure: 40 });
+      const batch = idle(4).scheduler.dispatchBatch([
+        { id: 1, promptTokens: 100, cachedTokens },
+        { id: 2, promptTokens: 100, cachedTokens: [0, 0, 0, 90] },
+        { id: 3, promptTokens: 100, cachedTokens: 100 },
+      ]);
+      expect(batch.map(({ engine, pressure }) => [engine, pressure])).toEqual([
+        [2, 1],
+        [3, 10],
+        [expect.any(Number), 1],
+      ]);
+      const seen: number[] = [];
+      const staged = idle(4, {
+        stages: {
+          score: ({ engine, pressureMs }) => {
+            seen[engine] = pressureMs;
+            return pressureMs;
+          },
+        },
+      });
+      expect(staged.scheduler.dispatch({ ...request, id: 1 })).toMatchObject({ engine: 2, pressure: 1 });
+      expect(seen).toEqual([100, 40, 1, 100]);
+      expect(staged.scheduler.pressure()[2]!.inFlightPrefillMs).toBe(1);
+    }
+  });
+
+  it('does not keep what engines had cached for the next request', () => {
+    const { scheduler } = idle(2);
+    scheduler.dispatch({ id: 1, promptTokens: 100, cachedTokens: [0, 90] });
+    expect(scheduler.dispatch({ id: 2, promptTokens: 100 })).toMatchObject({ engine: 0, pressure: 100 });
+    const engine = scheduler.addEngine();
+    scheduler.observe([sample(engine)]);
+    const cachedTokens = [0, 0, 99];
+    expect(scheduler.dispatch({ id: 3, promptTokens: 100, cachedTokens })).toMatchObject({
+      engine,
+      pressure: 1,
+    });
+  });
+
   it('gives a batch what one call after the other gives', () => {
     const request = fc.record(
       {
         promptTokens: fc.integer({ min: 0, max: 5000 }),
         streams: fc.boolean(),
+        cachedTokens: fc.oneof(fc.constant(0), fc.constant([0, 0, 0, 0]), fc.constant(CACHED)),
         sessionKey: fc.constantFrom('a', 'b'),
         prefixHashes: fc.array(fc.integer({ min: 0, max: 5 }), { maxLength: 4 }),
         stage: fc.constantFrom('prefill' as const, 'decode' as const),
@@ -155,7 +206,10 @@ describe('Scheduler', () => {
     ) as fc.Arbitrary<'gimbal'>;
     fc.assert(
       fc.property(fc.array(request, { maxLength: 30 }), policies, (shapes, policy) => {
-        const requests = shapes.map((shape, id) => ({ ...shape, id }));
+        const requests = shapes.map((shape, id) => {
+          const promptTokens = shape.promptTokens + Math.max(...CACHED);
+          return { ...shape, promptTokens, id };
+        });
         const [one, other] = [idle(4, { policy }), idle(4, { policy })];
         const singly = requests.map((r) => one.scheduler.dispatch(r));
         expect(other.scheduler.dispatchBatch(requests)).toEqual(singly);
@@ -298,6 +352,7 @@ describe('what another gateway has sent', () => {
     scheduler.dispatched(1, { id: 'theirs', promptTokens: 500 }, 300);
     expect(scheduler.pressureOf(1)).toMatchObject({ backlogMs: 200, inFlightPrefillMs: 500, inFlight: 1 });
     expect(scheduler.pressureOf(0)).toMatchObject({ backlogMs: 0, inFlight: 0 });
+    expect([scheduler.backlogOf(0), scheduler.backlogOf(1)]).toEqual([0, 200]);
     expect(scheduler.finished('theirs')).toBe(true);
     expect(scheduler.inFlight).toBe(0);
   });
@@ -363,6 +418,23 @@ describe('stages of the caller', () => {
     expect(all.scheduler.dispatch({ id: 1, promptTokens: 10 }).engine).toBe(0);
   });
 
+  it('may dispatch another request meanwhile', () => {
+    const { scheduler } = idle(2, {
+      stages: {
+        score: ({ pressureMs, engine }, { id }) => {
+          if (id === 'outer' && engine === 0) {
+            scheduler.dispatch({ id: 'inner', promptTokens: 100, cachedTokens: [100, 0] });
+          }
+          return pressureMs;
+        },
+      },
+    });
+    const { engine } = scheduler.dispatch({ id: 'outer', promptTokens: 100, cachedTokens: [0, 60] });
+    scheduler.finished('inner');
+    expect(engine).toBe(1);
+    expect(scheduler.pressure()[1]!.inFlightPrefillMs).toBe(40);
+  });
+
   it('must pick one of the candidates, and may leave none', () => {
     const wrong = idle(2, { stages: { pick: () => 7 } });
     expect(() => wrong.scheduler.dispatch({ id: 1, promptTokens: 1 })).toThrow(
@@ -414,6 +486,14 @@ describe('what is wrong is named', () => {
     ['a prompt of Infinity', { id: 1, promptTokens: Number.POSITIVE_INFINITY }, 'request.promptTokens'],
     ['a prompt beyond all models', { id: 1, promptTokens: 2 ** 29 }, 'request.promptTokens'],
     ['more cached than there is', { id: 1, promptTokens: 5, cachedTokens: 6 }, 'request.cachedTokens'],
+    [
+      'cached tokens of too few engines',
+      { id: 1, promptTokens: 5, cachedTokens: [0] },
+      'request.cachedTokens',
+    ],
+    ['too many of one', { id: 1, promptTokens: 5, cachedTokens: [0, 6] }, 'request.cachedTokens[1]'],
+    ['none of one', { id: 1, promptTokens: 5, cachedTokens: [Number.NaN, 0] }, 'request.cachedTokens[0]'],
+    ['cached tokens as a text', { id: 1, promptTokens: 5, cachedTokens: '00' }, 'request.cachedTokens'],
     ['a hash', { id: 1, promptTokens: 5, prefixHashes: [1, -2] }, 'request.prefixHashes[1]'],
     ['hashes', { id: 1, promptTokens: 5, prefixHashes: 'abc' }, 'request.prefixHashes'],
     ['a session', { id: 1, promptTokens: 5, sessionKey: 5 }, 'request.sessionKey'],

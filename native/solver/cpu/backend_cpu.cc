@@ -335,6 +335,22 @@ class BatchCpu final : public LayerBatch {
   std::vector<int32_t> fetched_;
 };
 
+class ScorerCpu final : public Scorer {
+ public:
+  explicit ScorerCpu(const CpuKernels& kernels) : kernels_(kernels) {}
+
+  // What stays in cache until it is taken.
+  int64_t scores_at_once() const override { return int64_t{1} << 15; }
+  void score(const spec::EngineColumns& engines, const spec::RequestColumns& requests, int64_t* pressure_us,
+             int32_t* best) override {
+    kernels_.score(engines, requests, pressure_us, best, at_least(&scores_, static_cast<size_t>(engines.count)));
+  }
+
+ private:
+  const CpuKernels& kernels_;
+  std::vector<int32_t> scores_;  // [engines]
+};
+
 class BackendCpu final : public Backend {
  public:
   BackendCpu() : kernels_(choose_kernels()) {}
@@ -344,6 +360,7 @@ class BackendCpu final : public Backend {
   // Small batches, whose tables stay in cache.
   int32_t layers_per_batch(int32_t threads) const override { return std::max(8, 4 * threads); }
   std::unique_ptr<LayerBatch> make_batch() override { return std::make_unique<BatchCpu>(kernels_); }
+  std::unique_ptr<Scorer> make_scorer() override { return std::make_unique<ScorerCpu>(kernels_); }
 
  private:
   const CpuKernels& kernels_;

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "../../spec/score_columns.h"
 #include "../../spec/types.h"
 
 namespace gimbal {
@@ -27,6 +28,9 @@ struct CpuKernels {
                             int32_t* live, int32_t* replicas, int32_t* scores);
   int64_t (*bound)(const spec::LayerView& view, const spec::FineLayer& fine, const spec::FineWeights& weights, int shift,
                    int64_t migration, int32_t iterations, const spec::BoundScratch& scratch, int32_t* scores);
+  // spec::score_request of each: pressure_us [requests][engines], best [requests]. Scratch: scores [engines].
+  void (*score)(const spec::EngineColumns& engines, const spec::RequestColumns& requests, int64_t* pressure_us, int32_t* best,
+                int32_t* scores);
 };
 
 // The cells of the Team's scratch: a plane of swaps and its column minima, or the experts.

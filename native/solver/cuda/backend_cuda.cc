@@ -1,5 +1,5 @@
-// An engine lives as long as its batch, with its buffers and its stream, and is given up after a failure: the next plan
-// opens a fresh one. Nothing here decides anything about a plan; what the CPU backend answers, this one answers.
+// An engine lives as long as its batch or scorer, with its buffers and its stream, and is given up after a failure: the next
+// call opens a fresh one. Nothing here decides anything about a plan; what the CPU backend answers, this one answers.
 #include "backend_cuda.h"
 
 #include <algorithm>
@@ -55,10 +55,46 @@ LostDevices& lost_devices() {
               std::string(status.call[0] != '\0' ? status.call : "the device") + " to succeed", describe(status));
 }
 
+// An engine of the plug-in, opened when it is needed.
+class DeviceEngine {
+ public:
+  DeviceEngine(const PluginApi& api, int32_t device) : api_(api), device_(device) {}
+  ~DeviceEngine() { give_up(); }
+  DeviceEngine(const DeviceEngine&) = delete;
+  DeviceEngine& operator=(const DeviceEngine&) = delete;
+
+  void open() {
+    if (engine_ != nullptr) return;
+    run([&](PluginStatus* status) { return api_.open(device_, &engine_, status); });
+  }
+  cuda::PluginEngine* get() const { return engine_; }
+
+  // Throws where the plug-in says that it failed.
+  template <class Call>
+  void run(Call plugin_call) {
+    PluginStatus status;
+    if (plugin_call(&status) == 0) return;
+    give_up();  // whatever state it is in
+    if (status.device_lost != 0) {
+      lost_devices().add(device_, "device " + std::to_string(device_) + " is lost to this process (" + describe(status) + ")");
+    }
+    fail(status);
+  }
+
+ private:
+  void give_up() {
+    if (engine_ != nullptr) api_.close(engine_);
+    engine_ = nullptr;
+  }
+
+  const PluginApi& api_;
+  const int32_t device_;
+  cuda::PluginEngine* engine_ = nullptr;
+};
+
 class BatchCuda final : public LayerBatch {
  public:
-  BatchCuda(const PluginApi& api, int32_t device) : api_(api), device_(device) {}
-  ~BatchCuda() override { give_up(); }
+  BatchCuda(const PluginApi& api, int32_t device) : api_(api), engine_(api, device) {}
 
   void fill(const BatchInputs& inputs, Threads& threads, const FillHooks& hooks) override {
     inputs_ = inputs;
@@ -67,7 +103,8 @@ class BatchCuda final : public LayerBatch {
       throw Error(ErrorCode::kOutOfRange, "layers", "at most 65535 that must be planned together on a GPU",
                   std::to_string(inputs.count));
     }
-    open();
+    fetched_ids_.clear();
+    engine_.open();
     const size_t count = static_cast<size_t>(inputs.count);
     cuda::PluginLayers layers;
     layers.count = inputs.count;
@@ -79,8 +116,8 @@ class BatchCuda final : public LayerBatch {
     layers.allow_duplicates = q.allow_duplicates ? 1 : 0;
     expert_tokens_.resize(count * static_cast<size_t>(q.experts));
     shifts_.resize(count);
-    call([&](PluginStatus* status) {
-      return api_.fill(engine_, &layers, 1, expert_tokens_.data(), shifts_.data(), status);
+    engine_.run([&](PluginStatus* status) {
+      return api_.fill(engine_.get(), &layers, 1, expert_tokens_.data(), shifts_.data(), status);
     });
     std::vector<HeldPlacement> incumbents(count);
     threads.parallel_for(inputs.count, [&](int64_t n) {
@@ -97,8 +134,8 @@ class BatchCuda final : public LayerBatch {
     std::lock_guard<std::mutex> lock(bounds_mutex_);
     bounds_.clear();
     price_count_ = prices.size();
-    call([&](PluginStatus* status) {
-      return api_.prove(engine_, prices.data(), static_cast<int32_t>(prices.size()), iterations, status);
+    engine_.run([&](PluginStatus* status) {
+      return api_.prove(engine_.get(), prices.data(), static_cast<int32_t>(prices.size()), iterations, status);
     });
   }
 
@@ -114,8 +151,8 @@ class BatchCuda final : public LayerBatch {
     walk_count_ = static_cast<int64_t>(walks.size());
     total_steps_ = walks.empty() ? 0 : walks.front().plan.total_steps;
     steps_done_ = 0;
-    call([&](PluginStatus* status) {
-      return api_.begin_walks(engine_, walks.data(), static_cast<int32_t>(walks.size()), status);
+    engine_.run([&](PluginStatus* status) {
+      return api_.begin_walks(engine_.get(), walks.data(), static_cast<int32_t>(walks.size()), status);
     });
   }
 
@@ -132,7 +169,7 @@ class BatchCuda final : public LayerBatch {
       if (cancel != nullptr && cancel->load(std::memory_order_relaxed)) return false;
       const auto started = std::chrono::steady_clock::now();
       const int64_t next = rounds > (end - steps_done_) / per_round ? end : steps_done_ + rounds * per_round;
-      call([&](PluginStatus* status) { return api_.walk(engine_, next, status); });
+      engine_.run([&](PluginStatus* status) { return api_.walk(engine_.get(), next, status); });
       const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - started;
       steps_done_ = std::max(steps_done_, next);
       if (took.count() < kLaunchMs / 2) rounds *= 2;
@@ -152,7 +189,7 @@ class BatchCuda final : public LayerBatch {
     if (best_only) {
       std::vector<cuda::PluginFound> best(count);
       fetched_.resize(count * cells());
-      call([&](PluginStatus* status) { return api_.best(engine_, best.data(), fetched_.data(), status); });
+      engine_.run([&](PluginStatus* status) { return api_.best(engine_.get(), best.data(), fetched_.data(), status); });
       fetched_ids_.clear();
       for (const cuda::PluginFound& f : best) {
         by_layer[static_cast<size_t>(f.layer)].push_back({f.id, f.terms});
@@ -170,13 +207,13 @@ class BatchCuda final : public LayerBatch {
       flat.insert(flat.end(), layer.begin(), layer.end());
       counts.push_back(static_cast<int32_t>(layer.size()));
     }
-    call([&](PluginStatus* status) { return api_.keep(engine_, flat.data(), counts.data(), status); });
+    engine_.run([&](PluginStatus* status) { return api_.keep(engine_.get(), flat.data(), counts.data(), status); });
   }
 
   void fetch(const std::vector<int32_t>& ids) override {
     if (ids == fetched_ids_) return;  // collect() has brought them
     fetched_.resize(ids.size() * cells());
-    call([&](PluginStatus* status) { return api_.fetch(engine_, ids.data(), fetched_.data(), status); });
+    engine_.run([&](PluginStatus* status) { return api_.fetch(engine_.get(), ids.data(), fetched_.data(), status); });
     fetched_ids_ = ids;
   }
 
@@ -186,7 +223,7 @@ class BatchCuda final : public LayerBatch {
     std::lock_guard<std::mutex> lock(bounds_mutex_);
     if (bounds_.empty()) {
       bounds_.resize(price_count_ * static_cast<size_t>(inputs_.count));
-      call([&](PluginStatus* status) { return api_.bounds(engine_, bounds_.data(), status); });
+      engine_.run([&](PluginStatus* status) { return api_.bounds(engine_.get(), bounds_.data(), status); });
     }
     return bounds_[which * static_cast<size_t>(inputs_.count) + static_cast<size_t>(n)];
   }
@@ -200,41 +237,19 @@ class BatchCuda final : public LayerBatch {
     for (int64_t first = 0; first < count; first += at_once) {
       if (cancel != nullptr && cancel->load(std::memory_order_relaxed)) return false;
       const int64_t at = first * inputs_.count;
-      call([&](PluginStatus* status) {
-        return api_.evaluate(engine_, candidates + first * layer_stride * row, std::min(at_once, count - first), layer_stride,
+      engine_.run([&](PluginStatus* status) {
+        return api_.evaluate(engine_.get(), candidates + first * layer_stride * row, std::min(at_once, count - first), layer_stride,
                              inputs_.first, &live, out.terms + at, out.bad_slot + at, status);
       });
     }
     return true;
   }
 
-  double kernel_ms() const override { return engine_ == nullptr ? 0 : api_.kernel_ms(engine_); }
+  double kernel_ms() const override { return engine_.get() == nullptr ? 0 : api_.kernel_ms(engine_.get()); }
 
  private:
   size_t cells() const {
     return static_cast<size_t>(inputs_.problem->gpus) * static_cast<size_t>(inputs_.problem->slots);
-  }
-
-  void open() {
-    fetched_ids_.clear();
-    if (engine_ != nullptr) return;
-    call([&](PluginStatus* status) { return api_.open(device_, &engine_, status); });
-  }
-
-  void give_up() {
-    if (engine_ != nullptr) api_.close(engine_);
-    engine_ = nullptr;
-  }
-
-  template <class Call>
-  void call(Call plugin_call) {
-    PluginStatus status;
-    if (plugin_call(&status) == 0) return;
-    give_up();  // whatever state it is in
-    if (status.device_lost != 0) {
-      lost_devices().add(device_, "device " + std::to_string(device_) + " is lost to this process (" + describe(status) + ")");
-    }
-    fail(status);
   }
 
   void hold(const std::vector<HeldPlacement>& incumbents, spec::FineTerms* terms) {
@@ -244,22 +259,21 @@ class BatchCuda final : public LayerBatch {
       held.push_back(incumbent.held);
       start.push_back(incumbent.start);
     }
-    call([&](PluginStatus* status) { return api_.hold(engine_, held.data(), start.data(), terms, status); });
+    engine_.run([&](PluginStatus* status) { return api_.hold(engine_.get(), held.data(), start.data(), terms, status); });
   }
 
   std::vector<cuda::PluginFound> all_found() {
     int64_t count = 0;
     std::vector<cuda::PluginFound> found(most_found_);
-    call([&](PluginStatus* status) {
-      return api_.found(engine_, found.data(), static_cast<int64_t>(found.size()), &count, status);
+    engine_.run([&](PluginStatus* status) {
+      return api_.found(engine_.get(), found.data(), static_cast<int64_t>(found.size()), &count, status);
     });
     found.resize(static_cast<size_t>(count));
     return found;
   }
 
   const PluginApi& api_;
-  const int32_t device_;
-  cuda::PluginEngine* engine_ = nullptr;
+  DeviceEngine engine_;
   BatchInputs inputs_;
   std::vector<int64_t> expert_tokens_;  // [layers][experts]
   std::vector<int32_t> shifts_;         // [layers]
@@ -272,6 +286,25 @@ class BatchCuda final : public LayerBatch {
   std::mutex bounds_mutex_;
   size_t price_count_ = 0;
   std::vector<int64_t> bounds_;  // [prices][layers]; empty until asked for
+};
+
+class ScorerCuda final : public Scorer {
+ public:
+  ScorerCuda(const PluginApi& api, int32_t device) : api_(api), engine_(api, device) {}
+
+  // 4 MiB to bring back, many times what a launch and the latency of a copy cost.
+  int64_t scores_at_once() const override { return int64_t{1} << 19; }
+  void score(const spec::EngineColumns& engines, const spec::RequestColumns& requests, int64_t* pressure_us,
+             int32_t* best) override {
+    engine_.open();
+    engine_.run([&](PluginStatus* status) {
+      return api_.score(engine_.get(), &engines, &requests, pressure_us, best, status);
+    });
+  }
+
+ private:
+  const PluginApi& api_;
+  DeviceEngine engine_;
 };
 
 // 12080 is CUDA 12.8.
@@ -296,6 +329,7 @@ class BackendCuda final : public Backend {
   // All at once: the more walks there are, the better a GPU is filled.
   int32_t layers_per_batch(int32_t) const override { return kMostLayers; }
   std::unique_ptr<LayerBatch> make_batch() override { return std::make_unique<BatchCuda>(api_, device_); }
+  std::unique_ptr<Scorer> make_scorer() override { return std::make_unique<ScorerCuda>(api_, device_); }
 
  private:
   const PluginApi& api_;

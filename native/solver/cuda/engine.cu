@@ -114,6 +114,59 @@ void copy_in(T* to, const T* from, u64 count) {
   if (count > 0) std::memcpy(static_cast<void*>(to), from, count * sizeof(T));
 }
 
+// Columns that lie one after the other, the same in pinned and in device memory.
+class Columns {
+ public:
+  Columns(char* memory, bool copies) : layout_{memory}, copies_(copies) {}
+
+  // Points the column to its place, and where copies are wanted brings there what it pointed to.
+  template <class T>
+  void place(const T** column, u64 count) {
+    T* to = nullptr;
+    layout_.place(&to, count);
+    if (copies_) copy_in(to, *column, count);
+    *column = to;
+  }
+  // One that is yet to be written.
+  template <class T>
+  void place_result(T** column, u64 count) {
+    layout_.place(column, count);
+  }
+  u64 bytes() const { return layout_.bytes; }
+
+ private:
+  ArrayLayout layout_;
+  bool copies_;
+};
+
+struct ScoreBytes {
+  u64 in = 0;  // of what scoring reads, which comes first
+  u64 all = 0;
+};
+
+ScoreBytes lay_out_scores(const EngineColumns& engines, const RequestColumns& requests, char* memory, bool copies,
+                          ScoreArguments* out) {
+  *out = {engines, requests, nullptr, nullptr};
+  Columns columns(memory, copies);
+  const u64 count = static_cast<u64>(engines.count);
+  columns.place(&out->engines.backlog_us, count);
+  columns.place(&out->engines.rest_us, count);
+  columns.place(&out->engines.per_token, count);
+  columns.place(&out->engines.moe, count);
+  columns.place(&out->engines.room_tokens, count);
+  columns.place(&out->engines.flags, count);
+  const u64 asked = static_cast<u64>(requests.count);
+  columns.place(&out->requests.prompt_tokens, asked);
+  columns.place(&out->requests.uncached_tokens, asked);
+  columns.place(&out->requests.row, asked);
+  columns.place(&out->requests.takes, asked);
+  columns.place(&out->requests.uncached, static_cast<u64>(requests.rows) * count);
+  const u64 in = columns.bytes();
+  columns.place_result(&out->pressure_us, asked * count);
+  columns.place_result(&out->best, asked);
+  return {in, columns.bytes()};
+}
+
 }  // namespace
 
 Engine::Engine(int32_t device) : forced_threads_(threads_of_environment()) {
@@ -775,6 +828,30 @@ void Engine::evaluate(const int32_t* candidates, int64_t count, int64_t layer_st
   for (Half& half : staged) {
     if (half.count > 0) collect(half);
   }
+}
+
+// ---- scores
+
+void Engine::score(const EngineColumns& engines, const RequestColumns& requests, int64_t* pressure_us, int32_t* best) {
+  use_device();
+  wait();  // whatever still reads the staged columns
+  ScoreArguments staged, device;
+  const ScoreBytes bytes = lay_out_scores(engines, requests, nullptr, false, &staged);
+  char* const host_memory = staged_scores_.reserve(bytes.all);
+  char* const device_memory = score_data_.reserve(bytes.all);
+  lay_out_scores(engines, requests, host_memory, true, &staged);
+  lay_out_scores(engines, requests, device_memory, false, &device);
+  check("cudaMemcpyAsync", cudaMemcpyAsync(device_memory, host_memory, bytes.in, cudaMemcpyHostToDevice, stream_));
+  const int32_t block_threads = threads(score_kernel, kTableThreads);
+  const int64_t warps = block_threads / kWarp;
+  clock_.time(stream_, [&] {
+    launch("score_kernel", score_kernel, grid((requests.count + warps - 1) / warps), block_threads, 0, stream_, device);
+  });
+  check("cudaMemcpyAsync", cudaMemcpyAsync(host_memory + bytes.in, device_memory + bytes.in, bytes.all - bytes.in,
+                                           cudaMemcpyDeviceToHost, stream_));
+  wait();
+  copy_in(pressure_us, staged.pressure_us, static_cast<u64>(requests.count) * static_cast<u64>(engines.count));
+  copy_in(best, staged.best, static_cast<u64>(requests.count));
 }
 
 }  // namespace cuda

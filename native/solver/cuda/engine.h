@@ -1,5 +1,5 @@
-// Work on one device: the layers of a batch, their tables, walks and placements. The plug-in's functions are
-// this class behind a C interface.
+// Work on one device: the layers of a batch, their tables, walks and placements; and scores of requests. The plug-in's functions
+// are this class behind a C interface.
 #pragma once
 
 #include <vector>
@@ -50,6 +50,7 @@ class Engine {
   void bounds(int64_t* bounds);
   void evaluate(const int32_t* candidates, int64_t count, int64_t layer_stride, int64_t first_layer, const LiveGpus& live,
                 FineTerms* terms, int32_t* bad_slot);
+  void score(const EngineColumns& engines, const RequestColumns& requests, int64_t* pressure_us, int32_t* best);
   double kernel_ms() const { return clock_.ms(); }
 
  private:
@@ -140,6 +141,10 @@ class Engine {
   PinnedBuffer staged_candidates_[2];
   DeviceBuffer evaluate_scratch_;
   Event half_done_[2];
+
+  // Requests to be scored, and their scores.
+  DeviceBuffer score_data_;
+  PinnedBuffer staged_scores_;
 };
 
 }  // namespace cuda

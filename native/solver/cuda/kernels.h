@@ -4,6 +4,7 @@
 
 #include "../../spec/bound.h"
 #include "../../spec/cost.h"
+#include "../../spec/score.h"
 #include "../../spec/tables.h"
 #include "../../spec/walk.h"
 #include "block_team.h"
@@ -372,6 +373,27 @@ static __global__ void __launch_bounds__(kEvaluateThreads) evaluate_kernel(Evalu
       *out_bad = bad;
     });
   }
+}
+
+// ---- scores: a warp per request
+
+struct ScoreArguments {
+  EngineColumns engines;
+  RequestColumns requests;
+  i64* pressure_us;  // [requests][engines]
+  i32* best;         // [requests]
+};
+
+static __global__ void __launch_bounds__(kTableThreads) score_kernel(ScoreArguments a) {
+  const i32 warps = static_cast<i32>(blockDim.x) / kWarp;
+  const i32 request = static_cast<i32>(blockIdx.x) * warps + static_cast<i32>(threadIdx.x) / kWarp;
+  if (request >= a.requests.count) return;  // the whole warp
+  WarpTeam team(kNoise.quantile, nullptr, kWarp);
+  const EngineColumns engines = a.engines;
+  const RequestColumns requests = a.requests;
+  const i32 best = score_request(team, engines, requests, request, a.pressure_us + static_cast<i64>(request) * engines.count);
+  i32* const out = a.best + request;
+  team.single([=]() { *out = best; });
 }
 
 }  // namespace cuda

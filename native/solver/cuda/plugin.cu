@@ -123,10 +123,15 @@ int32_t evaluate(PluginEngine* e, const int32_t* candidates, int64_t count, int6
                [&] { e->engine.evaluate(candidates, count, layer_stride, first_layer, *live, terms, bad_slot); });
 }
 
+int32_t score(PluginEngine* e, const EngineColumns* engines, const RequestColumns* requests, int64_t* pressure_us,
+              int32_t* best, PluginStatus* status) {
+  return guard(status, [&] { e->engine.score(*engines, *requests, pressure_us, best); });
+}
+
 double kernel_ms(PluginEngine* e) { return e->engine.kernel_ms(); }
 
-const PluginApi kApi = {kPluginVersion, devices, open,  close, fill,  hold,   begin_walks, walk,
-                        best,           found,   keep,  fetch, prove, bounds, evaluate,    kernel_ms};
+const PluginApi kApi = {kPluginVersion, devices, open,  close, fill,  hold,   begin_walks, walk,  best,
+                        found,          keep,    fetch, prove, bounds, evaluate, score,    kernel_ms};
 
 }  // namespace
 }  // namespace cuda

@@ -6,13 +6,14 @@
 
 #include <cstdint>
 
+#include "../../spec/score_columns.h"
 #include "../../spec/types.h"
 
 namespace gimbal {
 namespace cuda {
 
 // Rises with every change of what follows; an addon and a plug-in of different versions do not work together.
-constexpr uint32_t kPluginVersion = 2;
+constexpr uint32_t kPluginVersion = 3;
 constexpr const char* kPluginEntry = "gimbal_cuda_plugin";
 
 struct PluginStatus {
@@ -97,6 +98,10 @@ struct PluginApi {
   int32_t (*evaluate)(PluginEngine* engine, const int32_t* candidates, int64_t count, int64_t layer_stride,
                       int64_t first_layer, const spec::LiveGpus* live, spec::FineTerms* terms, int32_t* bad_slot,
                       PluginStatus* status);
+  // Scores of requests on engines, whatever layers there are: pressure_us [requests][engines], best [requests]. There is one of
+  // each at least. Host pointers, read before the call returns.
+  int32_t (*score)(PluginEngine* engine, const spec::EngineColumns* engines, const spec::RequestColumns* requests,
+                   int64_t* pressure_us, int32_t* best, PluginStatus* status);
   // How long kernels took since fill() was called, as far as they were waited for and without those of the bounds; ms.
   double (*kernel_ms)(PluginEngine* engine);
 };

@@ -714,16 +714,18 @@ class Block {
   // ---- memory
 
   void load_parameter(Warp32& w, const PtxInstruction& i, uint32_t doing) {
-    for (int n = 0; n < i.count; ++n) {
-      uint64_t value = 0;
-      const size_t bytes = i.type.bits / 8;
-      const size_t at = static_cast<size_t>(i.offset) + static_cast<size_t>(n) * bytes;
-      if (at + bytes > launch_.parameters.size()) throw Finding(cudaErrorInvalidValue, "more parameters than the launch gave");
-      std::memcpy(&value, launch_.parameters.data() + at, bytes);
-      if (i.type.is_signed) value = static_cast<uint64_t>(sign_extended(value, i.type.bits)) & mask_of(i.bits);
-      uint64_t* const out = lane_of(w, i.out[n]);
-      for_lanes(doing, [&](int lane) { out[lane] = value; });
-    }
+    const size_t bytes = i.type.bits / 8;
+    for_lanes(doing, [&](int lane) {
+      size_t at = (i.in[0] < 0 ? 0 : lane_of(w, i.in[0])[lane]) + static_cast<size_t>(i.offset);
+      for (int n = 0; n < i.count; ++n, at += bytes) {
+        const size_t size = launch_.parameters.size();
+        if (at > size || bytes > size - at) throw Finding(cudaErrorInvalidValue, "more parameters than the launch gave");
+        uint64_t value = 0;
+        std::memcpy(&value, launch_.parameters.data() + at, bytes);
+        if (i.type.is_signed) value = static_cast<uint64_t>(sign_extended(value, i.type.bits)) & mask_of(i.bits);
+        lane_of(w, i.out[n])[lane] = value;
+      }
+    });
   }
 
   unsigned char* checked(const PtxInstruction& i, uint64_t address, size_t bytes) {

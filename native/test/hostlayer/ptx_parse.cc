@@ -348,13 +348,15 @@ class Parser {
     refuse(line, "unknown register " + name);
   }
 
-  // A register, a number or a symbol, as a register.
+  // A register, a number, a symbol or a parameter, as a register.
   int32_t source(const std::string& text, int line) {
     int bits = 0;
     if (is_register(text, &bits)) return register_of(text);
     if (!text.empty() && text[0] == '%') return special(text, line);
     const auto symbol = symbols_.find(text);
     if (symbol != symbols_.end()) return constant(symbol->second);
+    const auto parameter = parameters_.find(text);  // its address counts from the first parameter
+    if (parameter != parameters_.end()) return constant(static_cast<uint64_t>(parameter->second));
     char* end = nullptr;
     const uint64_t value = text[0] == '-' ? static_cast<uint64_t>(std::strtoll(text.c_str(), &end, 0))
                                           : std::strtoull(text.c_str(), &end, 0);
@@ -375,7 +377,7 @@ class Parser {
     return split(text.substr(1, text.size() - 2), ',');
   }
 
-  // "[%rd1+16]" -> in[0], offset; a parameter has no register.
+  // "[%rd1+16]" -> in[0], offset; a parameter that is named has no register.
   void address(const std::string& text, PtxInstruction* i, bool of_parameter = false) {
     if (text.size() < 3 || text[0] != '[') refuse(i->line, "expected an address, got " + text);
     std::string base = text.substr(1, text.size() - 2);
@@ -384,7 +386,7 @@ class Parser {
       i->offset = std::strtoll(base.c_str() + plus + 1, nullptr, 0);
       base.resize(plus);
     }
-    if (of_parameter) {
+    if (of_parameter && base[0] != '%') {
       const auto at = parameters_.find(base);
       if (at == parameters_.end()) refuse(i->line, "no parameter " + base);
       i->offset += at->second;

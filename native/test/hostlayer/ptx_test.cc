@@ -144,6 +144,8 @@ TEST_CASE("ptx: instructions give what they are defined to give") {
       {"ld.param.u64 %rd50, [k_param_1];", kFirstParameter},
       {"ld.param.u16 %rs1, [k_param_1+2]; cvt.u64.u16 %rd50, %rs1;", 0x5566},
       {"ld.param.s32 %rd50, [k_param_1+8];", static_cast<uint64_t>(-5)},
+      {"mov.b64 %rd4, k_param_1; add.s64 %rd4, %rd4, 16; ld.param.s32 %rd50, [%rd4+-8];", static_cast<uint64_t>(-5)},
+      {"mov.b64 %rd50, k_param_0; ld.param.u64 %rd50, [%rd50+8];", kFirstParameter},
       {"mov.u64 %rd4, table; ld.global.nc.u32 %r2, [%rd4+4]; cvt.s64.s32 %rd50, %r2;", static_cast<uint64_t>(-2)},
       {"mov.u64 %rd4, 70; st.global.u64 [%rd9], %rd4; ld.global.s8 %rd50, [%rd9];", 70},
       {"mov.u32 %r2, 1; mov.u32 %r3, 2; st.global.v2.u32 [%rd9], {%r2, %r3}; ld.u64 %rd50, [%rd9];", 0x200000001u},
