@@ -4,6 +4,9 @@
  * distance that is observed is ranked among those of all choices of so many batches. That is exact however unlike requests are,
  * as long as batches are exchangeable: each must hold many requests. Layers are judged together, by the greatest ratio among
  * them (Westfall and Young, Resampling-Based Multiple Testing, 1993), so the rate of false alarms is that of a call.
+ *
+ * In floating point and not in native/spec, since nothing of it becomes a count or a plan; and by additions, products and quotients
+ * alone, so that it is equal on every machine.
  */
 import type { Drift, DriftOptions, LayerDrift } from './types.js';
 

@@ -50,7 +50,7 @@ const RESTORE_FAILURES = [
  * they send keeps its proportions. Synchronous; the memory is taken when it is made and never grows.
  *
  * A fading window weighs a token by 2^-(age / halfLifeTokens), in steps of a 64th of a half-life (1.1 %). A sliding one drops a
- * 16th at a time: it holds between 15/16 of `windowTokens` and all.
+ * 16th at a time: it holds between 15/16 of `windowTokens`, rounded up to a multiple of 16, and all.
  */
 export class RoutingStatistics {
   readonly #native: NativeStatistics;
@@ -59,8 +59,7 @@ export class RoutingStatistics {
   /** @throws GimbalError GIMBAL_INVALID_INPUT (names the option), GIMBAL_OUT_OF_RANGE (too large), GIMBAL_BINDING */
   constructor(options: RoutingStatisticsOptions) {
     this.#shape = checkStatistics(options);
-    const { layers, sources, experts, fades, windowTokens } = this.#shape;
-    this.#native = construct(layers, sources, experts, fades, windowTokens);
+    this.#native = construct(this.#shape);
   }
 
   /** Tokens observed so far, whatever their age. */
@@ -227,9 +226,7 @@ export class RoutingStatistics {
   }
 }
 
-function construct(
-  ...[layers, sources, experts, fades, windowTokens]: [number, number, number, boolean, number]
-): NativeStatistics {
+function construct({ layers, sources, experts, fades, windowTokens }: CheckedStatistics): NativeStatistics {
   const { NativeStatistics } = binding();
   try {
     return new NativeStatistics(layers, sources, experts, fades, windowTokens);

@@ -24,7 +24,7 @@ export type RoutingStatisticsOptions = Shape &
       }
     | {
         halfLifeTokens?: never;
-        /** The last so many tokens count, over all sources, and no others. 16 to 2^27. */
+        /** The last so many tokens count, over all sources, and no others; rounded up to a multiple of 16. 16 to 2^27. */
         windowTokens?: number;
       }
   );

@@ -55,6 +55,8 @@ uint64_t get(const uint8_t* from, size_t bytes) {
   return value;
 }
 
+uint64_t word_of(const uint8_t* snapshot, size_t at) { return get(snapshot + 8 * at, 8); }
+
 uint64_t checksum(const uint8_t* bytes, size_t size) {
   uint64_t hash = kMagic;
   size_t at = 0;
@@ -296,17 +298,37 @@ void RoutingStatistics::snapshot(uint8_t* into) const {
       0,
   };
   uint8_t* at = into;
-  for (uint64_t word : header) put(at, word, 8), at += 8;
-  for (uint32_t count : ring_) put(at, count, 4), at += 4;
+  const auto append = [&](uint64_t value, size_t bytes) {
+    put(at, value, bytes);
+    at += bytes;
+  };
+  for (uint64_t word : header) append(word, 8);
+  for (uint32_t count : ring_) append(count, 4);
   if (options_.fades) {
-    for (uint64_t sum : sums_) put(at, sum, 8), at += 8;
+    for (uint64_t sum : sums_) append(sum, 8);
   }
-  put(at, checksum(into, static_cast<size_t>(at - into)), 8);
+  append(checksum(into, static_cast<size_t>(at - into)), 8);
 }
 
 RestoreFailure RoutingStatistics::restore(const uint8_t* bytes, size_t size) {
-  const auto word = [&](size_t at) { return get(bytes + 8 * at, 8); };
+  const RestoreFailure failure = check(bytes, size);
+  if (failure != RestoreFailure::kNone) return failure;
+  const uint8_t* const ring = bytes + kHeaderWords * 8;
+  const uint8_t* const sums = ring + ring_.size() * 4;
+  for (size_t i = 0; i < ring_.size(); ++i) ring_[i] = static_cast<uint32_t>(get(ring + 4 * i, 4));
+  for (size_t i = 0; options_.fades && i < sums_.size(); ++i) sums_[i] = get(sums + 8 * i, 8);
+  if (!options_.fades) sum_ring();
+  seen_ = word_of(bytes, 4);
+  opened_ = word_of(bytes, 5);
+  halvings_ = word_of(bytes, 6);
+  weight_ = 1;
+  turn_to(seen_ == 0 ? 0 : seen_ - 1);
+  return RestoreFailure::kNone;
+}
+
+RestoreFailure RoutingStatistics::check(const uint8_t* bytes, size_t size) const {
   if (size < kHeaderWords * 8) return RestoreFailure::kLength;
+  const auto word = [&](size_t at) { return word_of(bytes, at); };
   if (static_cast<uint32_t>(word(0)) != kMagic) return RestoreFailure::kMagic;
   if (word(0) >> 32 != kVersion) return RestoreFailure::kVersion;
   const uint64_t rows = static_cast<uint64_t>(options_.layers) | (static_cast<uint64_t>(options_.sources) << 32);
@@ -321,20 +343,10 @@ RestoreFailure RoutingStatistics::restore(const uint8_t* bytes, size_t size) {
   const uint64_t doublings = options_.fades ? spec::tick_of(newest, word(3)) >> spec::kTickBits : 0;
   if (seen > kMostTokensEver || word(5) != newest / bucket_tokens_ || word(7) != 0) return RestoreFailure::kContent;
   if (word(6) > doublings || doublings - word(6) >= kMostHalvings) return RestoreFailure::kContent;
-  const uint8_t* const ring = bytes + kHeaderWords * 8;
-  const uint8_t* const sums = ring + ring_.size() * 4;
+  const uint8_t* const sums = bytes + kHeaderWords * 8 + ring_.size() * 4;
   for (size_t i = 0; options_.fades && i < sums_.size(); ++i) {
     if (get(sums + 8 * i, 8) >> kMostSumBits) return RestoreFailure::kContent;
   }
-
-  for (size_t i = 0; i < ring_.size(); ++i) ring_[i] = static_cast<uint32_t>(get(ring + 4 * i, 4));
-  for (size_t i = 0; options_.fades && i < sums_.size(); ++i) sums_[i] = get(sums + 8 * i, 8);
-  if (!options_.fades) sum_ring();
-  seen_ = seen;
-  opened_ = word(5);
-  halvings_ = word(6);
-  weight_ = 1;
-  turn_to(newest);
   return RestoreFailure::kNone;
 }
 

@@ -16,7 +16,7 @@ struct StatisticsOptions {
   int32_t sources = 0;
   int32_t experts = 0;
   bool fades = false;         // exponentially; else the window slides
-  int64_t window_tokens = 0;  // the half-life, where it fades
+  int64_t window_tokens = 0;  // rounded up to a multiple of kBuckets; the half-life, where it fades
 };
 
 // What was wrong with a snapshot, for the border to name.
@@ -79,6 +79,7 @@ class RoutingStatistics {
   template <class Id>
   void add_run(int32_t source, const Id* choices, int64_t tokens, int32_t k);
   void add_counts(int32_t layer, int32_t source, const uint32_t* counts, uint64_t k);
+  RestoreFailure check(const uint8_t* snapshot, size_t size) const;
   void sum_ring();
   int64_t layer_counts(int32_t layer, int64_t prior_tokens, uint32_t* into) const;
   uint64_t to_q8(uint64_t sum) const;
