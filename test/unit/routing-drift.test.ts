@@ -3,10 +3,9 @@ import { describe, expect, it } from 'vitest';
 import { Random } from '../../bench/random.js';
 import { RoutingStatistics } from '../../lib/index.js';
 import { driftOf } from '../../lib/statistics/drift.js';
+import { PROPERTY_SEED as SEED } from '../property/arbitraries.js';
 
-const SEED = Number(process.env.GIMBAL_TEST_SEED ?? 20_260_601);
-
-describe('the test', () => {
+describe(`the test, seed ${SEED}`, () => {
   it('ranks the newest third among all choices of batches, by chi-square distance, over all layers', () => {
     const random = new Random(SEED, 1);
     const [count, layers, experts, recent] = [11, 3, 5, 3];
@@ -158,7 +157,7 @@ class Traffic {
   }
 }
 
-describe('simulated traffic of requests with topics', { timeout: 120_000 }, () => {
+describe(`simulated traffic of requests with topics, seed ${SEED}`, { timeout: 120_000 }, () => {
   const shape = { layers: 3, experts: 32, topics: 6 };
   const BATCH = 500;
   const RATE = 0.05;

@@ -10,9 +10,9 @@ import {
   readCounts,
   readRoutedExperts,
 } from '../../lib/index.js';
+import { PROPERTY_SEED as SEED } from '../property/arbitraries.js';
 import { elements, expectFailure, npy, temporaryFolder, tensor, torchFile } from './import-fixtures.js';
 
-const SEED = Number(process.env.GIMBAL_TEST_SEED ?? 20_260_601);
 const base64 = (bytes: Uint8Array) => Buffer.from(bytes).toString('base64');
 
 describe('readRoutedExperts', () => {

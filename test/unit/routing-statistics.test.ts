@@ -3,9 +3,9 @@ import * as fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Random } from '../../bench/random.js';
 import { planPlacement, RoutingStatistics, topology } from '../../lib/index.js';
+import { PROPERTY_SEED as SEED } from '../property/arbitraries.js';
 
 const SHAPE = { layers: 2, sources: 3, experts: 6 };
-const SEED = Number(process.env.GIMBAL_TEST_SEED ?? 20_260_601);
 const wrong = (field: string, code = 'GIMBAL_INVALID_INPUT') => expect.objectContaining({ code, field });
 
 interface Call {
@@ -148,7 +148,7 @@ describe('counts that come summed', () => {
   });
 });
 
-describe('shrinkage', () => {
+describe(`shrinkage, seed ${SEED}`, () => {
   /** Tokens of one expert in the only layer. */
   const sends = (source: number, expert: number, tokens: number) => ({
     source,
