@@ -6,6 +6,7 @@ import { gpuBenches } from './gpu/index.js';
 import { type BenchResult, formatMachine, formatResult, machine, writeJson } from './harness.js';
 import { placementBenches } from './placement/index.js';
 import { simulatorBenches } from './simulator/index.js';
+import { statisticsBenches } from './statistics/index.js';
 
 const BENCHES = [
   ...placementBenches,
@@ -13,6 +14,7 @@ const BENCHES = [
   ...dispatchBenches,
   ...gatewayBenches,
   ...simulatorBenches,
+  ...statisticsBenches,
 ];
 
 const USAGE = `usage: npm run bench -- [name …] [--json FILE] [--small] [--seed N]

@@ -187,7 +187,35 @@ export interface NativeQueue {
   remove(request: number): void;
 }
 
+/** native/addon/statistics.h. Where counting is refused, the place in the array comes back, else -1. */
+export interface NativeStatistics {
+  readonly tokensSeen: number;
+  readonly memoryBytes: number;
+  /** `topk`: [tokens][layers][k]. */
+  observe(source: number, topk: Uint8Array | Uint16Array, tokens: number, k: number): number;
+  /** `counts`: [layers][sources][experts] of the sources from `firstSource` on. */
+  observeCounts(firstSource: number, sources: number, counts: Uint32Array, k: number): number;
+  /** Fills `into` [layers][sources][experts]. */
+  counts(priorTokens: number, into: Uint32Array): number;
+  /** Fills `into` [layers][sources]. */
+  tokens(into: Float64Array): void;
+  /** Fills `into` [15][layers][experts], oldest first; of all sources with -1. Returns how many there are. */
+  wholeBuckets(source: number, into: Float64Array): number;
+  /** All with -1. */
+  reset(source: number): void;
+  snapshot(): Uint8Array;
+  /** 0, or a RestoreFailure of native/model/statistics.h. */
+  restore(bytes: Uint8Array): number;
+}
+
 export interface NativeBinding {
+  NativeStatistics: new (
+    layers: number,
+    sources: number,
+    experts: number,
+    fades: boolean,
+    windowTokens: number,
+  ) => NativeStatistics;
   NativeScheduler: new (options: NativeSchedulerOptions) => NativeScheduler;
   /** Hashes of a text by blocks of so many units of UTF-16, each with all before it, for texts of one name; returns how many. */
   hashBlocks(text: string, name: string, blockUnits: number, into: BigUint64Array): number;

@@ -105,6 +105,22 @@ export type {
   SimulationSeries,
   SimulationSummary,
 } from './simulator/types.js';
+export { decodePushedCounts, encodePushedCounts, type PushedCounts } from './statistics/pushed-counts.js';
+export {
+  type ReadRoutedExpertsOptions,
+  type RoutedExperts,
+  readRoutedExperts,
+} from './statistics/routed-experts.js';
+export { RoutingStatistics } from './statistics/routing-statistics.js';
+export type {
+  Drift,
+  DriftOptions,
+  LayerDrift,
+  RoutingConfidence,
+  RoutingObservation,
+  RoutingStatisticsOptions,
+  SummedCounts,
+} from './statistics/types.js';
 export { decodeKvEvents } from './telemetry/kv-events.js';
 export { KvEventFeed } from './telemetry/kv-feed.js';
 export { KvBlockIndex } from './telemetry/kv-index.js';

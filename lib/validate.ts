@@ -229,12 +229,14 @@ function layerIds(value: unknown, layers: number): void {
 }
 
 interface TypedArrays {
+  Uint8Array: Uint8Array;
+  Uint16Array: Uint16Array;
   Uint32Array: Uint32Array;
   Int32Array: Int32Array;
   Float64Array: Float64Array;
 }
 
-function typedArray<K extends keyof TypedArrays>(
+export function typedArray<K extends keyof TypedArrays>(
   field: string,
   value: unknown,
   type: K,
@@ -251,7 +253,7 @@ function typedArray<K extends keyof TypedArrays>(
 }
 
 /** Not `instanceof`: an array may come from another realm, as in test runners that use contexts. */
-function isTypedArray<K extends keyof TypedArrays>(value: unknown, type: K): value is TypedArrays[K] {
+export function isTypedArray<K extends keyof TypedArrays>(value: unknown, type: K): value is TypedArrays[K] {
   return types.isTypedArray(value) && value[Symbol.toStringTag] === type;
 }
 
@@ -262,7 +264,7 @@ function checkSize(field: string, shape: string, length: number): void {
   }
 }
 
-function isDetached(array: Uint32Array | Int32Array | Float64Array): boolean {
+function isDetached(array: TypedArrays[keyof TypedArrays]): boolean {
   if (array.byteLength > 0 || types.isSharedArrayBuffer(array.buffer)) return false;
   try {
     new Uint8Array(array.buffer);

@@ -86,7 +86,17 @@ function parseDescr(descr: string, file: string): { kind: ElementKind; littleEnd
   return { kind, littleEndian: match?.[1] !== '>' };
 }
 
-export function parseNpy(bytes: Uint8Array, file: string, name = 'array'): NumericArray {
+/** An array as it lies in the file. */
+export interface NpyParts {
+  kind: ElementKind;
+  littleEndian: boolean;
+  fortranOrder: boolean;
+  shape: number[];
+  /** The elements' bytes, as many as the shape says. */
+  data: Uint8Array;
+}
+
+export function npyParts(bytes: Uint8Array, file: string, name = 'array'): NpyParts {
   if (!isNpy(bytes)) throw formatError(file, name, 'the magic bytes of a .npy file', 'other bytes');
   const header = parseHeader(bytes, file);
   const { kind, littleEndian } = parseDescr(header.descr, file);
@@ -96,12 +106,17 @@ export function parseNpy(bytes: Uint8Array, file: string, name = 'array'): Numer
     const shape = `${expectedBytes} bytes of data for shape ${shapeText(header.shape)} of ${header.descr}`;
     throw formatError(file, name, shape, `${data.length} bytes`);
   }
+  return { kind, littleEndian, fortranOrder: header.fortranOrder, shape: header.shape, data };
+}
+
+export function parseNpy(bytes: Uint8Array, file: string, name = 'array'): NumericArray {
+  const { kind, littleEndian, fortranOrder, shape, data } = npyParts(bytes, file, name);
   return {
     file,
     where: name,
     kind,
-    shape: header.shape,
-    strides: denseStrides(header.shape, header.fortranOrder),
+    shape,
+    strides: denseStrides(shape, fortranOrder),
     offset: 0,
     read: elementReader(data, kind, littleEndian),
   };

@@ -7,6 +7,7 @@
 #include "marshal.h"
 #include "planner.h"
 #include "runner.h"
+#include "statistics.h"
 
 namespace gimbal::addon {
 namespace {
@@ -19,6 +20,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("NativePlanner", NativePlanner::define(env));
   exports.Set("NativeQueue", NativeQueue::define(env));
   exports.Set("NativeScheduler", NativeScheduler::define(env));
+  exports.Set("NativeStatistics", NativeStatistics::define(env));
   exports.Set("hashBlocks", Napi::Function::New<hash_blocks>(env, "hashBlocks"));
   exports.Set("holdProblem", Napi::Function::New<hold_problem>(env, "holdProblem"));
   exports.Set("releaseProblem", Napi::Function::New<release_problem>(env, "releaseProblem"));

@@ -1,4 +1,4 @@
-// A decision and what follows it allocate nothing, once as much has been in flight before. Counted by operator new, which
+// A decision and what follows it allocate nothing, once as much has been in flight before; nor does counting what was routed. Counted by operator new, which
 // sanitizers have their own of.
 #include <doctest/doctest.h>
 
@@ -11,6 +11,7 @@
 
 #include "../dispatch/request_queue.h"
 #include "../dispatch/scheduler.h"
+#include "../model/statistics.h"
 #include "../spec/random.h"
 
 namespace {
@@ -107,6 +108,22 @@ TEST_CASE("allocation: a queue that has been as long before makes none") {
   const long before = allocations;
   for (int n = 0; n < 10; ++n) fill_and_drain();
   CHECK(allocations == before);
+}
+
+TEST_CASE("allocation: statistics make none, whichever way the window goes") {
+  for (bool fades : {false, true}) {
+    constexpr int32_t kLayers = 3, kExperts = 16, kChoices = 4, kTokens = 50;
+    RoutingStatistics statistics({kLayers, 2, kExperts, fades, 100});
+    std::vector<uint8_t> choices(kTokens * kLayers * kChoices, 5);
+    std::vector<uint32_t> pairs(kLayers * kExperts, 9), counts(2 * kLayers * kExperts);
+    const long before = allocations;
+    for (int n = 0; n < 100; ++n) {
+      statistics.observe(n % 2, choices.data(), kTokens, kChoices);
+      statistics.observe_counts(0, 1, pairs.data(), kChoices);
+      statistics.counts(16, counts.data());
+    }
+    CHECK(allocations == before);
+  }
 }
 
 }  // namespace

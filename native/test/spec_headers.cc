@@ -16,6 +16,7 @@
 #include "../spec/queue_key.h"
 #include "../spec/score_columns.h"
 #include "../spec/score.h"
+#include "../spec/statistics.h"
 
 #include <atomic>
 #include <cstddef>

@@ -20,6 +20,7 @@ import {
   parseTopology,
   planPlacement,
   RequestQueue,
+  RoutingStatistics,
   Scheduler,
   topology,
 } from '../../lib/index.js';
@@ -57,6 +58,7 @@ export async function right(): Promise<void> {
     replicaChoice: 'nearest',
   });
   await planPlacement({ ...problem, tokens: new Uint32Array(new SharedArrayBuffer(32)) });
+  await planPlacement({ ...problem, tokens: statistics.counts() });
   await planPlacement({
     ...topology({ nodes: 1, gpusPerNode: 2 }),
     layers: 1,
@@ -121,8 +123,13 @@ export function wrong(): void {
   topology({ nodes: 1 });
   // @ts-expect-error: plans are awaited
   planPlacement(problem).physicalToLogical;
+  // @ts-expect-error: a window either fades or slides
+  new RoutingStatistics({ layers: 1, sources: 1, experts: 1, halfLifeTokens: 100, windowTokens: 100 });
+  // @ts-expect-error: choices have 8 or 16 bits
+  statistics.observe({ source: 0, topk: new Uint32Array(1), tokens: 1, k: 1 });
   // @ts-expect-error: codes are a closed set
   new GimbalError('GIMBAL_OOPS', '');
 }
 
+declare const statistics: RoutingStatistics;
 declare const hardwareOfMine: import('../../lib/index.js').Hardware;

@@ -18,6 +18,7 @@ import {
 } from '../../bench/harness.js';
 import { placementBenches } from '../../bench/placement/index.js';
 import { simulatorBenches } from '../../bench/simulator/index.js';
+import { statisticsBenches } from '../../bench/statistics/index.js';
 
 const benches = [
   ...placementBenches,
@@ -25,6 +26,7 @@ const benches = [
   ...dispatchBenches,
   ...gatewayBenches,
   ...simulatorBenches,
+  ...statisticsBenches,
 ];
 
 describe('benches, small', () => {

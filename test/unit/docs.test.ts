@@ -23,6 +23,7 @@ import { gatewayBenches } from '../../bench/gateway/index.js';
 import { gpuBenches } from '../../bench/gpu/index.js';
 import { placementBenches } from '../../bench/placement/index.js';
 import { simulatorBenches } from '../../bench/simulator/index.js';
+import { statisticsBenches } from '../../bench/statistics/index.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
 import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
@@ -40,6 +41,7 @@ const BENCHES = [
   ...dispatchBenches,
   ...gatewayBenches,
   ...simulatorBenches,
+  ...statisticsBenches,
 ];
 const PAGES = [
   'README.md',
@@ -400,6 +402,12 @@ describe('docs/API.md', () => {
     ['lib/topology.ts', 'TopologyOptions'],
     ['lib/dispatch/types.ts', 'ScoreOptions'],
     ['lib/dispatch/types.ts', 'Scores'],
+    ['lib/statistics/types.ts', 'RoutingObservation'],
+    ['lib/statistics/types.ts', 'SummedCounts'],
+    ['lib/statistics/types.ts', 'RoutingConfidence'],
+    ['lib/statistics/types.ts', 'DriftOptions'],
+    ['lib/statistics/types.ts', 'Drift'],
+    ['lib/statistics/types.ts', 'LayerDrift'],
   ])('names the fields of %s, %s', (file, name) => {
     expect(unnamed(fieldsOf(file, name))).toEqual([]);
   });
