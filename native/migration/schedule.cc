@@ -492,11 +492,12 @@ Schedule schedule_migration(const PlacementPair& pair, const ScheduleOptions& op
     return peak;
   };
   const auto is_done = [&] { return best && best->rounds == best->lower_bound; };
+  int32_t tried = -1;
   for (int64_t next = 0; next <= options.staging_slots && !is_done(); next = next == 0 ? 1 : 2 * next) {
-    const auto slots = static_cast<int32_t>(next);
-    if (attempt(slots) < slots) break;
+    tried = static_cast<int32_t>(next);
+    if (attempt(tried) < tried) break;
   }
-  if (!is_done() && options.staging_slots > 1) attempt(options.staging_slots);
+  if (!is_done() && options.staging_slots > tried) attempt(options.staging_slots);
   if (!is_done() && options.staging_slots > 1) attempt(kUnlimited);
   if (!best) {
     throw Error(ErrorCode::kInfeasible, "stagingSlots", "at least 1, since " + why_not, std::to_string(options.staging_slots));
