@@ -28,7 +28,7 @@ export interface MigrationProblem {
   /** Of `commCost`, in equal blocks over the GPUs. Default: one a GPU. */
   sources?: number;
   /**
-   * Staging slots of each GPU, for all layers together. Default 1, with which every migration can be made. More may save
+   * Staging slots of each GPU, for all layers together. Default 4. With 1 every migration can be made; more may save
    * rounds, and no more are used than do.
    */
   stagingSlots?: number;
@@ -118,7 +118,7 @@ export async function scheduleMigration(
 ): Promise<MigrationSchedule> {
   checkKeys('options', options, ['signal']);
   const pair = checkPair(problem);
-  const { stagingSlots = 1, expertBytes } = problem;
+  const { stagingSlots = 4, expertBytes } = problem;
   ordinal('stagingSlots', stagingSlots);
   if (expertBytes !== undefined) aboveZero('expertBytes', expertBytes);
   const native = await runJob(() => binding().scheduleMigration(pair, stagingSlots), options.signal);

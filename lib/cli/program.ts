@@ -261,7 +261,7 @@ function addDiff(program: Command, context: Context): void {
     )
     .option(
       '--staging <n>',
-      'staging slots of each GPU; more may save rounds (default: 1)',
+      'staging slots of each GPU; more may save rounds (default: 4)',
       wholeNumber('--staging', 0, '1'),
     )
     .option('--json', 'print one JSON document')

@@ -26,14 +26,19 @@ namespace {
 
 constexpr int32_t kUnlimited = INT32_MAX;
 
+int32_t peak_of(const Schedule& schedule) {
+  return schedule.staging_peak.empty() ? 0 : *std::max_element(schedule.staging_peak.begin(), schedule.staging_peak.end());
+}
+
 class Rounds {
  public:
   Rounds(const PlacementPair& pair, const Moves& moves, const std::vector<int32_t>& senders, int32_t staging_slots,
-         const std::atomic<bool>* cancel)
+         int32_t most_used, const std::atomic<bool>* cancel)
       : progress_(pair, moves, senders),
         matching_(pair.gpus()),
         gpus_(pair.gpus()),
         staging_slots_(staging_slots),
+        most_used_(most_used),
         cancel_(cancel),
         staged_(static_cast<size_t>(pair.gpus())),
         staging_used_(static_cast<size_t>(pair.gpus())),
@@ -52,7 +57,7 @@ class Rounds {
     }
   }
 
-  // False where the staging slots do not suffice; why_not() says why.
+  // False where the staging slots do not suffice, and why_not() says why; or where too many would be used.
   bool run() {
     if (staging_slots_ == 0 && !is_possible_unstaged()) return false;
     if (!finish_gpus(/*that_wait=*/false)) return false;
@@ -65,6 +70,7 @@ class Rounds {
       choose();
       if (chosen_.empty() && !choose_with_new_senders()) return false;
       if (!chosen_.empty()) carry_out();
+      if (peak_of(out_) > most_used_) return false;
     }
     assert(loads_.empty());
     return finish_gpus(/*that_wait=*/true);
@@ -450,6 +456,7 @@ class Rounds {
   RoundMatching matching_;
   int32_t gpus_;
   int32_t staging_slots_;
+  int32_t most_used_;  // a schedule that takes more is of no use
   const std::atomic<bool>* cancel_;
   std::vector<std::vector<int32_t>> staged_;        // [gpus], arrivals that lie in staging
   std::vector<std::vector<uint8_t>> staging_used_;  // [gpus][staging slots so far]
@@ -462,10 +469,6 @@ class Rounds {
   std::string why_not_;
   Schedule out_;
 };
-
-int32_t peak_of(const Schedule& schedule) {
-  return schedule.staging_peak.empty() ? 0 : *std::max_element(schedule.staging_peak.begin(), schedule.staging_peak.end());
-}
 
 bool is_better(const Schedule& a, const Schedule& b) {
   return a.rounds != b.rounds ? a.rounds < b.rounds : peak_of(a) < peak_of(b);
@@ -481,14 +484,14 @@ Schedule schedule_migration(const PlacementPair& pair, const ScheduleOptions& op
   std::optional<Schedule> best;
   std::string why_not;
   const auto attempt = [&](int32_t slots) {
-    Rounds rounds(pair, moves, senders, slots, options.cancel);
+    Rounds rounds(pair, moves, senders, slots, options.staging_slots, options.cancel);
     if (!rounds.run()) {
       why_not = rounds.why_not();
       return slots;
     }
     Schedule found = rounds.take();
     const int32_t peak = peak_of(found);
-    if (peak <= options.staging_slots && (!best || is_better(found, *best))) best = std::move(found);
+    if (!best || is_better(found, *best)) best = std::move(found);
     return peak;
   };
   const auto is_done = [&] { return best && best->rounds == best->lower_bound; };

@@ -18,7 +18,7 @@ namespace gimbal {
 
 struct ScheduleOptions {
   // Of each GPU, for all layers together; with one there is always a schedule. No more are used than help.
-  int32_t staging_slots = 1;
+  int32_t staging_slots = 4;
   const std::atomic<bool>* cancel = nullptr;
 };
 
