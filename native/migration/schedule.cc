@@ -1,11 +1,11 @@
 // Round by round, greedily, with three kinds of transfers:
 //   1. direct ones, whose slot can be emptied before the round;
-//   2. ones that wait in staging, as long as a GPU keeps one staging slot in reserve;
-//   3. chains: transfers of one layer, each of which makes room for the one before, up to an empty slot or round a circle. They
-//      need the reserve for the length of the round, for they all settle at its end.
-// With unlimited staging everything is of kind 2 at least, and each round serves all busiest GPUs: the lower bound is reached.
+//   2. chains: transfers of one layer, each of which makes room for the one before, up to an empty slot or round a circle. They
+//      all settle at the end of the round and need one staging slot on each GPU until then;
+//   3. ones that wait in staging for longer, as long as a GPU keeps a slot in reserve for chains.
 // With the reserve there is always a chain, so no order of the rounds runs into a dead end. Without staging there is only kind
-// 1, and unstaged.h keeps it out of dead ends.
+// 1, and unstaged.h keeps it out of dead ends. With unlimited staging every transfer is possible in every round, which then
+// serves all busiest GPUs: the lower bound is reached.
 #include "schedule.h"
 
 #include <algorithm>
@@ -151,7 +151,7 @@ class Rounds {
     settling_of_[key(a.layer, a.expert)] += change;
   }
 
-  // From each slot's GPU that has too little room the last of those that want it; true where there was one.
+  // Where a GPU has too little room in a layer, the last of those that want it; true where there was one.
   bool withdraw(std::vector<int32_t>* settling) {
     const size_t before = settling->size();
     for (size_t i = 0; i < settling->size(); ++i) {
@@ -182,7 +182,6 @@ class Rounds {
     Arrival& a = progress_.arrival(id);
     const bool has_room = progress_.make_room(a, out_.rounds, &out_.copies);
     assert(has_room);
-    static_cast<void>(has_room);
     const auto gpu = static_cast<size_t>(a.to_gpu);
     out_.copies.push_back({out_.rounds, a.layer, a.to_gpu, out_.slots + a.staging, a.to_slot});
     staging_used_[gpu][static_cast<size_t>(a.staging)] = 0;
@@ -220,8 +219,11 @@ class Rounds {
     find_candidates();
     matching_.clear();
     allow(direct_);
-    if (staging_slots_ == kUnlimited) allow(indirect_);
     matching_.serve(progress_.sends_left(), progress_.receives_left());
+    if (staging_slots_ == kUnlimited) {
+      allow(indirect_);
+      matching_.serve(progress_.sends_left(), progress_.receives_left());
+    }
     for (int32_t g = 0; g < gpus_; ++g) choose_from_matching(g);
     if (staging_slots_ == 0 || staging_slots_ == kUnlimited) return;
     add_chains();

@@ -48,7 +48,7 @@ struct Schedule {
   int32_t rounds = 0;
   // The most that a GPU has to send or receive; senders are holders before the migration, chosen so that this is the least.
   int32_t lower_bound = 0;
-  int32_t slots = 0;                  // of a GPU in a layer, the more of the two placements; staging slots are numbered from here on
+  int32_t slots = 0;  // of a GPU in a layer, the more of the two placements; staging slots are numbered from here on
   std::vector<int32_t> staging_peak;  // [gpus], staging slots used at once
 };
 

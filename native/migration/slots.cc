@@ -8,7 +8,8 @@ namespace {
 
 // A placement in the common shape: absent GPUs and slots are empty.
 std::vector<int32_t> widened(const int32_t* placement, int32_t gpus, int32_t slots, const PlacementPair& pair) {
-  std::vector<int32_t> wide(static_cast<size_t>(pair.layers) * static_cast<size_t>(pair.gpus()) * static_cast<size_t>(pair.slots()), -1);
+  const size_t cells = static_cast<size_t>(pair.layers) * static_cast<size_t>(pair.gpus());
+  std::vector<int32_t> wide(cells * static_cast<size_t>(pair.slots()), -1);
   for (int32_t l = 0; l < pair.layers; ++l) {
     for (int32_t g = 0; g < gpus; ++g) {
       const int32_t* row = placement + (int64_t{l} * gpus + g) * slots;
@@ -72,7 +73,6 @@ void Slots::clear_slot(int32_t layer, int32_t gpu, int32_t slot, int32_t round, 
   }
   const bool done = rearrange(layer, gpu, false, round, copies, nullptr);
   assert(done);
-  static_cast<void>(done);
 }
 
 bool Slots::finish(int32_t layer, int32_t gpu, bool may_stage, int32_t round, std::vector<LocalCopy>* copies, bool* staged) {
@@ -93,6 +93,10 @@ bool Slots::rearrange(int32_t layer, int32_t gpu, bool may_stage, int32_t round,
   }
   const auto is_read = [&](int32_t k) { return std::find(source.begin(), source.end(), k) != source.end(); };
   const auto copy = [&](int32_t from, int32_t to) { copies->push_back({round, layer, gpu, from, to}); };
+  // It stays, so others may read it instead.
+  const auto is_second_copy = [&](int32_t k, int32_t of) {
+    return k != of && source[static_cast<size_t>(k)] < 0 && held[k] == held[of];
+  };
   for (;;) {
     bool wrote = false;
     int32_t blocked = -1;
@@ -109,8 +113,8 @@ bool Slots::rearrange(int32_t layer, int32_t gpu, bool may_stage, int32_t round,
     }
     if (wrote) continue;
     if (blocked < 0) break;
-    int32_t other = 0;  // a second copy that stays
-    while (other < slots_ && (source[static_cast<size_t>(other)] >= 0 || held[other] != held[blocked] || other == blocked)) ++other;
+    int32_t other = 0;
+    while (other < slots_ && !is_second_copy(other, blocked)) ++other;
     if (other == slots_) {
       other = 0;
       while (other < slots_ && (want_[static_cast<size_t>(other)] >= 0 || is_read(other))) ++other;

@@ -129,7 +129,7 @@ class Replay {
       if (e < 0) return;
       const auto now = memory_.find({l, g, k});
       require(now != memory_.end() && now->second == Content{l, e},
-              "layer " + std::to_string(l) + ", GPU " + std::to_string(g) + ", slot " + std::to_string(k) + " is not what it shall be");
+              "layer " + std::to_string(l) + ", GPU " + std::to_string(g) + ", slot " + std::to_string(k) + " ends wrong");
       if (had.count({l, e, g}) > 0 || !seen.insert({l, e, g}).second) return;
       ++moves;
       require(arrived_.count({l, e, g}) == 1 && arrived_.at({l, e, g}) == 1, "a move that is not made once");
