@@ -6,6 +6,7 @@ import * as path from 'node:path';
 import nodeGypBuild from 'node-gyp-build';
 import type { PressureWeights } from './dispatch/types.js';
 import { GimbalError } from './errors.js';
+import type { MigrationSchedule } from './migration.js';
 import type { BackendInfo, BackendName, Effort, Evaluation, ReplicaChoice, Weights } from './types.js';
 
 /** A checked problem with its defaults filled in, except the weights', which the native side knows. */
@@ -208,6 +209,35 @@ export interface NativeStatistics {
   restore(bytes: Uint8Array): number;
 }
 
+/** Two placements, checked. native/addon/migration.h. */
+export interface NativePlacementPair {
+  layers: number;
+  experts: number;
+  gpus: number;
+  slotsPerGpu: number;
+  fromGpus: number;
+  fromSlotsPerGpu: number;
+  /** `[layers][fromGpus * fromSlotsPerGpu]` */
+  from: Int32Array;
+  /** `[layers][gpus * slotsPerGpu]` */
+  to: Int32Array;
+  deadGpus: Int32Array;
+  /** `[fromGpus][gpus]`, ranks; or empty. */
+  distance: Int32Array;
+}
+
+/** Columns `[moves]`, by layer, expert and GPU. */
+export interface NativeMoves {
+  layer: Int32Array;
+  expert: Int32Array;
+  toGpu: Int32Array;
+  /** `[moves + 1]`: move m's holders are holderStart[m] up to holderStart[m + 1], the nearest first. */
+  holderStart: Int32Array;
+  holders: Int32Array;
+  /** `[layers]` */
+  dropped: Int32Array;
+}
+
 export interface NativeBinding {
   NativeStatistics: new (
     layers: number,
@@ -226,7 +256,12 @@ export interface NativeBinding {
     kept: number,
   ) => NativePlanner;
   holdProblem(problem: NativeProblem): NativeJob<NativeProblemHandle>;
+  placementMoves(pair: NativePlacementPair): NativeJob<NativeMoves>;
   releaseProblem(handle: NativeProblemHandle): void;
+  scheduleMigration(
+    pair: NativePlacementPair,
+    stagingSlots: number,
+  ): NativeJob<Omit<MigrationSchedule, 'roundStart' | 'transferBytes' | 'stagingBytes'>>;
 }
 
 const PACKAGE_ROOT = path.join(__dirname, '..');

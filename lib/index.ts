@@ -53,6 +53,14 @@ export {
   readPlacement,
   selectLayers,
 } from './import/placement.js';
+export {
+  type LocalCopies,
+  type MigrationProblem,
+  type MigrationSchedule,
+  type StorageLoads,
+  scheduleMigration,
+  type Transfers,
+} from './migration.js';
 export { Planner, planPlacement } from './planner.js';
 export {
   findHardware,

@@ -170,7 +170,7 @@ function computeCost(value: unknown, gpus: number): Float64Array {
   throw invalid('computeCost', 'a number or a Float64Array [gpus]', describe(value));
 }
 
-function costs(field: string, value: unknown, shape: string, length: number): Float64Array {
+export function costs(field: string, value: unknown, shape: string, length: number): Float64Array {
   const given = typedArray(field, value, 'Float64Array', shape, length);
   // Another thread may write shared memory between the check and the use: check a copy.
   const array = types.isSharedArrayBuffer(given.buffer) ? Float64Array.from(given) : given;
@@ -183,7 +183,7 @@ function costs(field: string, value: unknown, shape: string, length: number): Fl
   return array;
 }
 
-function deadGpus(value: unknown, gpus: number): Int32Array {
+export function deadGpus(value: unknown, gpus: number): Int32Array {
   if (!Array.isArray(value)) throw invalid('deadGpus', 'an array of GPU ids', describe(value));
   const seen = new Set<number>();
   value.forEach((gpu, i) => {

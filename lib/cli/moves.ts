@@ -1,7 +1,10 @@
 /**
  * The difference of two placements as moves: which expert has to come to which GPU, and who holds it already. Reordering
- * inside a GPU is no move; a second copy of what the GPU holds is none either.
+ * inside a GPU is no move; a second copy of what the GPU holds is none either. native/migration finds it.
  */
+import { binding, type NativeMoves } from '../binding.js';
+import { runJob } from '../job.js';
+import { checkPair, type MigrationProblem } from '../migration.js';
 
 /** A placement with a shape; GPU ids mean the same in both, layers are matched by row. */
 export interface PlacementView {
@@ -25,49 +28,63 @@ export interface LayerMoves {
   dropped: number;
 }
 
-/** `distance` orders the candidate senders; without it they stand by number. */
-export function movesBetween(
+/** Of a topology: what sending costs. */
+export type Distances = Pick<MigrationProblem, 'commCost' | 'sources'> & { gpus: number };
+
+/**
+ * The problem of coming from one placement to the other. With a topology, GPUs that the second placement does not use are
+ * there all the same; its costs order the candidate senders, which otherwise stand by number.
+ */
+export function migrationBetween(
   before: PlacementView,
   after: PlacementView,
-  distance?: (fromGpu: number, toGpu: number) => number,
-): LayerMoves[] {
-  return Array.from({ length: after.layers }, (_, layer) => {
-    const held = holders(before, layer);
-    const wanted = holders(after, layer);
-    const moves: Move[] = [];
-    for (const [expert, gpus] of [...wanted].sort(([a], [b]) => a - b)) {
-      const had = held.get(expert) ?? new Set<number>();
-      for (const toGpu of [...gpus].sort((a, b) => a - b)) {
-        if (!had.has(toGpu)) moves.push({ expert, toGpu, fromGpus: senders(had, toGpu, distance) });
-      }
-    }
-    return { moves, dropped: droppedPairs(held, wanted) };
-  });
+  distances?: Distances,
+): MigrationProblem {
+  const gpus = distances?.gpus ?? after.gpus;
+  return {
+    layers: after.layers,
+    experts: 1 + Math.max(0, largest(before.physicalToLogical), largest(after.physicalToLogical)),
+    gpus,
+    slotsPerGpu: after.slotsPerGpu,
+    from: before.physicalToLogical,
+    fromGpus: before.gpus,
+    fromSlotsPerGpu: before.slotsPerGpu,
+    to: widened(after, gpus),
+    ...(distances?.commCost === undefined ? {} : { commCost: distances.commCost }),
+    ...(distances?.sources === undefined ? {} : { sources: distances.sources }),
+  };
 }
 
-/** The GPUs of each expert in one layer. */
-function holders(placement: PlacementView, layer: number): Map<number, Set<number>> {
-  const width = placement.gpus * placement.slotsPerGpu;
-  const held = new Map<number, Set<number>>();
-  for (let slot = 0; slot < width; slot++) {
-    const expert = placement.physicalToLogical[layer * width + slot]!;
-    if (expert < 0) continue;
-    const gpus = held.get(expert) ?? new Set<number>();
-    gpus.add(Math.floor(slot / placement.slotsPerGpu));
-    held.set(expert, gpus);
+export async function movesBetween(
+  before: PlacementView,
+  after: PlacementView,
+  distances?: Distances,
+): Promise<LayerMoves[]> {
+  const pair = checkPair(migrationBetween(before, after, distances));
+  const native = await runJob(() => binding().placementMoves(pair));
+  return layersOf(native);
+}
+
+function layersOf({ layer, expert, toGpu, holderStart, holders, dropped }: NativeMoves): LayerMoves[] {
+  const layers = Array.from(dropped, (pairs): LayerMoves => ({ moves: [], dropped: pairs }));
+  for (let move = 0; move < layer.length; move++) {
+    const fromGpus = Array.from(holders.subarray(holderStart[move], holderStart[move + 1]));
+    layers[layer[move]!]!.moves.push({ expert: expert[move]!, toGpu: toGpu[move]!, fromGpus });
   }
-  return held;
+  return layers;
 }
 
-function senders(had: Set<number>, toGpu: number, distance?: (from: number, to: number) => number): number[] {
-  const far = (gpu: number) => distance?.(gpu, toGpu) ?? 0;
-  return [...had].sort((a, b) => far(a) - far(b) || a - b);
+function largest(experts: Int32Array): number {
+  return experts.reduce((most, expert) => Math.max(most, expert), -1);
 }
 
-function droppedPairs(held: Map<number, Set<number>>, wanted: Map<number, Set<number>>): number {
-  let dropped = 0;
-  for (const [expert, gpus] of held) {
-    for (const gpu of gpus) if (!wanted.get(expert)?.has(gpu)) dropped++;
+/** With empty GPUs at the end of every layer. */
+function widened(placement: PlacementView, gpus: number): Int32Array {
+  const { layers, slotsPerGpu, physicalToLogical } = placement;
+  const width = placement.gpus * slotsPerGpu;
+  const wide = new Int32Array(layers * gpus * slotsPerGpu).fill(-1);
+  for (let layer = 0; layer < layers; layer++) {
+    wide.set(physicalToLogical.subarray(layer * width, (layer + 1) * width), layer * gpus * slotsPerGpu);
   }
-  return dropped;
+  return wide;
 }

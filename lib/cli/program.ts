@@ -264,6 +264,15 @@ function addDiff(program: Command, context: Context): void {
       wholeNumber('--gpus', 1, '8'),
     )
     .addOption(formatOption('--format', 'of both files, where they do not tell'))
+    .option(
+      '--rounds',
+      'order the moves: rounds in which a GPU sends at most one expert and receives at most one',
+    )
+    .option(
+      '--staging <n>',
+      'staging slots of each GPU; more may save rounds (default: 4)',
+      wholeNumber('--staging', 0, '1'),
+    )
     .option('--json', 'print one JSON document')
     .addHelpText(
       'after',
@@ -273,6 +282,7 @@ Two placements that differ are no error: the exit code is 0 whether there are mo
 Examples:
   gimbal diff running.json planned.json --topology 4x8
   gimbal diff running.pt planned.json --gpus 32 --json
+  gimbal diff running.json planned.json --topology 4x8 --rounds --staging 1
 ${EXIT_CODES}`,
     )
     .action((before: string, after: string, options: DiffOptions) =>

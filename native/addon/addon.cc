@@ -5,6 +5,7 @@
 
 #include "dispatch.h"
 #include "marshal.h"
+#include "migration.h"
 #include "planner.h"
 #include "runner.h"
 #include "statistics.h"
@@ -23,7 +24,9 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("NativeStatistics", NativeStatistics::define(env));
   exports.Set("hashBlocks", Napi::Function::New<hash_blocks>(env, "hashBlocks"));
   exports.Set("holdProblem", Napi::Function::New<hold_problem>(env, "holdProblem"));
+  exports.Set("placementMoves", Napi::Function::New<placement_moves>(env, "placementMoves"));
   exports.Set("releaseProblem", Napi::Function::New<release_problem>(env, "releaseProblem"));
+  exports.Set("scheduleMigration", Napi::Function::New<schedule_migration>(env, "scheduleMigration"));
   return exports;
 }
 

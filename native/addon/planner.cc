@@ -9,9 +9,9 @@
 
 #include "../model/errors.h"
 #include "../solver/solve.h"
-#include "errors.h"
 #include "marshal.h"
 #include "pool.h"
+#include "start.h"
 
 namespace gimbal::addon {
 namespace {
@@ -189,16 +189,6 @@ class HoldJob final : public Job {
   std::shared_ptr<HeldProblem> held_;
 };
 
-// Makes the job and starts it; a mistake in the arguments is thrown to JS in the form of a failed job.
-template <typename MakeJob>
-Napi::Value start(Napi::Env env, MakeJob make_job) {
-  try {
-    return runner_of(env)->start(env, make_job());
-  } catch (const Error&) {
-    throw Napi::Error(env, failure_to_js(env, std::current_exception()));
-  }
-}
-
 }  // namespace
 
 Napi::Function NativePlanner::define(Napi::Env env) {
@@ -216,7 +206,7 @@ NativePlanner::NativePlanner(const Napi::CallbackInfo& info)
 NativePlanner::~NativePlanner() { discard_buffers(); }
 
 Napi::Value NativePlanner::plan(const Napi::CallbackInfo& info) {
-  return start(info.Env(), [&] {
+  return start_job(info.Env(), [&] {
     auto job = std::make_shared<PlanJob>(buffers_, info[0], options_from_js(info[1].As<Napi::Object>()));
     if (info[2].IsFunction()) job->set_progress_listener(info[2].As<Napi::Function>());
     return job;
@@ -224,7 +214,7 @@ Napi::Value NativePlanner::plan(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value NativePlanner::evaluate(const Napi::CallbackInfo& info) {
-  return start(info.Env(), [&] {
+  return start_job(info.Env(), [&] {
     const int64_t count = info[2].As<Napi::Number>().Int64Value();
     return std::make_shared<EvaluateJob>(buffers_, info[0], info[1], count,
                                          options_from_js(info[3].As<Napi::Object>()));
@@ -238,7 +228,7 @@ void NativePlanner::discard_buffers() {
 }
 
 Napi::Value hold_problem(const Napi::CallbackInfo& info) {
-  return start(info.Env(), [&] { return std::make_shared<HoldJob>(info[0].As<Napi::Object>()); });
+  return start_job(info.Env(), [&] { return std::make_shared<HoldJob>(info[0].As<Napi::Object>()); });
 }
 
 void release_problem(const Napi::CallbackInfo& info) {

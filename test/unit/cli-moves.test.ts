@@ -12,10 +12,10 @@ const view = (gpus: number, slotsPerGpu: number, ...rows: number[][]) => ({
 });
 
 describe('movesBetween', () => {
-  it('finds what comes, who can send it and what goes', () => {
+  it('finds what comes, who can send it and what goes', async () => {
     const before = view(3, 2, [0, 1, 2, 3, 0, 2]);
     const after = view(3, 2, [0, 2, 3, 2, 0, 1]);
-    expect(movesBetween(before, after)).toEqual([
+    expect(await movesBetween(before, after)).toEqual([
       {
         moves: [
           { expert: 1, toGpu: 2, fromGpus: [0] },
@@ -26,28 +26,37 @@ describe('movesBetween', () => {
     ]);
   });
 
-  it('puts the cheapest sender first', () => {
+  it('puts the cheapest sender first', async () => {
     const before = view(4, 1, [0, 0, 1, 1]);
     const after = view(4, 1, [0, 0, 0, 1]);
-    const ring = (from: number, to: number) => Math.abs(from - to);
-    expect(movesBetween(before, after, ring)[0]!.moves).toEqual([{ expert: 0, toGpu: 2, fromGpus: [1, 0] }]);
+    const ring = Float64Array.from({ length: 16 }, (_, at) => Math.abs(Math.floor(at / 4) - (at % 4)));
+    const moves = await movesBetween(before, after, { gpus: 4, sources: 4, commCost: ring });
+    expect(moves[0]!.moves).toEqual([{ expert: 0, toGpu: 2, fromGpus: [1, 0] }]);
   });
 
-  it('counts neither a new order inside a GPU nor a second copy there', () => {
-    expect(movesBetween(view(2, 2, [0, 1, 2, 3]), view(2, 2, [1, 0, 3, 2]))[0]).toEqual({
+  it('counts neither a new order inside a GPU nor a second copy there', async () => {
+    expect((await movesBetween(view(2, 2, [0, 1, 2, 3]), view(2, 2, [1, 0, 3, 2])))[0]).toEqual({
       moves: [],
       dropped: 0,
     });
-    expect(movesBetween(view(2, 2, [0, 1, 2, 3]), view(2, 3, [0, 1, 1, 2, 3, 3]))[0]!.moves).toEqual([]);
+    const doubled = await movesBetween(view(2, 2, [0, 1, 2, 3]), view(2, 3, [0, 1, 1, 2, 3, 3]));
+    expect(doubled[0]!.moves).toEqual([]);
   });
 
-  it('knows empty slots, more GPUs and experts that nobody holds', () => {
+  it('knows empty slots, more GPUs and experts that nobody holds', async () => {
     const before = view(1, 2, [0, -1]);
     const after = view(2, 2, [0, -1, 0, 1]);
-    expect(movesBetween(before, after)[0]!.moves).toEqual([
+    expect((await movesBetween(before, after))[0]!.moves).toEqual([
       { expert: 0, toGpu: 1, fromGpus: [0] },
       { expert: 1, toGpu: 1, fromGpus: [] },
     ]);
+  });
+
+  it('takes placements of fewer GPUs than the topology, layer by layer', async () => {
+    const before = view(2, 1, [0, 1], [1, 0]);
+    const after = view(2, 1, [1, 0], [1, 0]);
+    const moves = await movesBetween(before, after, { gpus: 4, sources: 1, commCost: new Float64Array(4) });
+    expect(moves.map((layer) => layer.moves.length)).toEqual([2, 0]);
   });
 });
 

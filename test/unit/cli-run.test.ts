@@ -544,6 +544,76 @@ describe('gimbal diff', () => {
   });
 });
 
+describe('gimbal diff --rounds', () => {
+  /** Every GPU of eight passes its expert on to the next. */
+  const ring = () => {
+    const before = row(8);
+    folder.write('ring-a.json', { physical_to_logical_map: [before] });
+    folder.write('ring-b.json', { physical_to_logical_map: [[...before.slice(1), before[0]!]] });
+  };
+
+  it('orders the moves, and says what they take', async () => {
+    ring();
+    const text = await gimbal('diff ring-a.json ring-b.json --gpus 8 --rounds');
+    expect(text.code, text.stderr).toBe(0);
+    expect(text.stdout).toMatch(/round +layer +expert +from GPU +to GPU\n/);
+    expect(text.stdout).toMatch(/1 +0 +1 +1 +0 \(staging\)\n/);
+    expect(text.stdout).toContain(
+      '8 moves for 8 slots; 8 copies dropped.\n1 round (at least 1), 1 staging slot on the fullest GPU, 8 local copies.\n',
+    );
+  });
+
+  it('gives the schedule as JSON, with the layers of the model', async () => {
+    ring();
+    const { stdout } = await gimbal('diff ring-a.json ring-b.json --topology 2x4 --rounds --json');
+    const { schedule, totals } = JSON.parse(stdout);
+    expect(totals.moves).toBe(8);
+    expect(schedule).toMatchObject({
+      rounds: 1,
+      lowerBound: 1,
+      slotsPerGpu: 1,
+      stagingPeak: [1, 1, 1, 1, 1, 1, 1, 1],
+      storageLoads: [],
+    });
+    expect(schedule.transfers).toHaveLength(8);
+    expect(schedule.transfers[0]).toEqual({
+      round: 0,
+      layer: 0,
+      expert: 1,
+      fromGpu: 1,
+      fromSlot: 0,
+      toGpu: 0,
+      toSlot: 1,
+    });
+    expect(schedule.localCopies).toContainEqual({ round: 1, layer: 0, gpu: 0, fromSlot: 1, toSlot: 0 });
+  });
+
+  it('lists what has to come from storage, and refuses what the staging does not allow', async () => {
+    ring();
+    folder.write('ring-c.json', { physical_to_logical_map: [[8, ...row(8).slice(1)]] });
+    expectFailure(
+      await gimbal('diff ring-a.json ring-b.json --gpus 8 --rounds --staging 0'),
+      4,
+      /--staging: expected at least 1, since expert 0 of layer 0 .* but received 0/,
+      /give --staging 1/,
+    );
+    expectFailure(
+      await gimbal('diff ring-a.json ring-c.json --gpus 8 --rounds'),
+      3,
+      /ring-c\.json: expected a slot for each of 9 experts but received none for expert 0/,
+    );
+    expectFailure(
+      await gimbal('diff ring-a.json ring-b.json --gpus 8 --staging 1'),
+      2,
+      /--staging: there is nothing to order without --rounds/,
+    );
+    folder.write('wide-a.json', { physical_to_logical_map: [[0, 1, 0, 1]] });
+    folder.write('wide-b.json', { physical_to_logical_map: [[0, 2, 1, 0]] });
+    const loaded = await gimbal('diff wide-a.json wide-b.json --gpus 2 --rounds');
+    expect(loaded.stdout, loaded.stderr).toMatch(/1 +0 +2 +storage +0\n/);
+  });
+});
+
 describe('gimbal backends', () => {
   it('lists both, with the reason of what is missing', async () => {
     const { backends } = JSON.parse((await gimbal('backends --json')).stdout) as {
