@@ -23,16 +23,21 @@ export function readBody(request: IncomingMessage, limitBytes: number): Promise<
     if (declared > limitBytes) return reject(new BodyTooLongError(limitBytes));
     const chunks: Buffer[] = [];
     let bytes = 0;
+    let isTooLong = false;
     request.on('data', (chunk: Buffer) => {
       bytes += chunk.length;
       if (bytes <= limitBytes) chunks.push(chunk);
-      else {
+      else if (!isTooLong) {
+        isTooLong = true;
         chunks.length = 0;
         reject(new BodyTooLongError(limitBytes));
       }
     });
     request.once('end', () => resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks, bytes)));
     request.once('error', reject);
-    request.once('close', () => reject(new Error('the client has gone')));
+    request.once('close', () => {
+      // Every request closes; an error takes longer to make than its body took to read.
+      if (!request.complete) reject(new Error('the client has gone'));
+    });
   });
 }
