@@ -263,6 +263,7 @@ describe('commands', () => {
   /** Options of others that the pages speak of; a name that is in no list is a mistake. */
   const FOREIGN: Record<string, string[]> = {
     npm: ['--ignore-scripts'],
+    Node: ['--max-semi-space-size'],
     vLLM: ['--data-parallel-size', '--scheduling-policy', '--kv-events-config'],
     SGLang: [
       '--init-expert-location',
