@@ -3,10 +3,8 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { dispatchBenches } from '../../bench/dispatch/index.js';
+import { BENCHES as benches } from '../../bench/benches.js';
 import { partsOf } from '../../bench/dispatch/traces.js';
-import { gatewayBenches } from '../../bench/gateway/index.js';
-import { gpuBenches } from '../../bench/gpu/index.js';
 import {
   type BenchResult,
   estimate,
@@ -16,18 +14,6 @@ import {
   median,
   writeJson,
 } from '../../bench/harness.js';
-import { placementBenches } from '../../bench/placement/index.js';
-import { simulatorBenches } from '../../bench/simulator/index.js';
-import { statisticsBenches } from '../../bench/statistics/index.js';
-
-const benches = [
-  ...placementBenches,
-  ...gpuBenches,
-  ...dispatchBenches,
-  ...gatewayBenches,
-  ...simulatorBenches,
-  ...statisticsBenches,
-];
 
 describe('benches, small', () => {
   it.each(benches.map((bench) => [bench.name, bench] as const))(

@@ -18,12 +18,7 @@ import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
 import { z } from 'zod';
-import { dispatchBenches } from '../../bench/dispatch/index.js';
-import { gatewayBenches } from '../../bench/gateway/index.js';
-import { gpuBenches } from '../../bench/gpu/index.js';
-import { placementBenches } from '../../bench/placement/index.js';
-import { simulatorBenches } from '../../bench/simulator/index.js';
-import { statisticsBenches } from '../../bench/statistics/index.js';
+import { BENCHES } from '../../bench/benches.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
 import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
@@ -35,14 +30,6 @@ import { makeProblem, SMALL } from '../support/problems.js';
 import { npy } from './cli-fixture.js';
 
 const ROOT = path.join(__dirname, '..', '..');
-const BENCHES = [
-  ...placementBenches,
-  ...gpuBenches,
-  ...dispatchBenches,
-  ...gatewayBenches,
-  ...simulatorBenches,
-  ...statisticsBenches,
-];
 const PAGES = [
   'README.md',
   'CHANGELOG.md',
