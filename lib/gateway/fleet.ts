@@ -47,6 +47,8 @@ export interface AcquireOptions {
 
 export interface FleetEvents {
   dispatched(target: FleetEngine, dispatched: Dispatched, waitedMs: number): void;
+  /** The engine's server has left, and its last request has ended; there is none of its name any more. */
+  gone(target: FleetEngine): void;
 }
 
 export interface FleetParts {
@@ -308,7 +310,11 @@ export class Fleet {
     if (!this.#leaving.has(server)) return;
     if (server.engines.some(({ engine }) => this.#engines[engine]!.inFlight > 0)) return;
     this.#leaving.delete(server);
-    for (const { engine } of server.engines) this.#scheduler.setState(engine, 'gone');
+    for (const target of server.engines) {
+      this.#scheduler.setState(target.engine, 'gone');
+      // One that was changed has come back under the same name.
+      if (!this.targets.some(({ name }) => name === target.name)) this.#events.gone(target);
+    }
     void server.stop();
     this.#log.info({ server: server.config.url }, 'server is gone');
   }

@@ -86,6 +86,7 @@ export class Gateway {
       log: this.#log,
       events: {
         dispatched: (target, { reason }, waitedMs) => metrics.dispatched(target, reason, waitedMs),
+        gone: (target) => metrics.gone(target),
       },
     });
     metrics.watch(this.#fleet);

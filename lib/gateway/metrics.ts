@@ -3,6 +3,7 @@
  * that the live page shows. Gauges are read off the fleet when somebody asks.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry, Summary } from 'prom-client';
+import type { DispatchReason } from '../dispatch/types.js';
 import type { Fleet } from './fleet.js';
 import { MinuteSum } from './minute.js';
 import type { SharedLedger } from './shared-ledger.js';
@@ -17,6 +18,7 @@ const QUANTILES = [0.5, 0.9, 0.99];
 const MINUTE = { maxAgeSeconds: 60, ageBuckets: 6, percentiles: QUANTILES };
 const TERMS = ['backlog', 'kv', 'queue', 'moe'] as const;
 const STATES = ['active', 'draining', 'asleep', 'gone'] as const;
+const REASONS: readonly DispatchReason[] = ['least-pressure', 'all-short-of-kv', 'no-fresh-sample', 'custom'];
 const OK_STATUS_BELOW = 400;
 
 export class GatewayMetrics {
@@ -69,10 +71,15 @@ export class GatewayMetrics {
     collectDefaultMetrics({ register: this.registry });
   }
 
-  dispatched({ name }: FleetEngine, reason: string, waitedMs: number): void {
+  dispatched({ name }: FleetEngine, reason: DispatchReason, waitedMs: number): void {
     this.#dispatched.inc({ engine: name, reason });
     this.#wait.observe(waitedMs / 1000);
     this.#lately.queueMs.observe(waitedMs);
+  }
+
+  /** Engines come and go; their series would stay for ever. */
+  gone({ name }: FleetEngine): void {
+    for (const reason of REASONS) this.#dispatched.remove({ engine: name, reason });
   }
 
   firstToken(ms: number): void {

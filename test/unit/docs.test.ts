@@ -520,7 +520,7 @@ describe('docs/GATEWAY.md', () => {
     const metrics = new GatewayMetrics();
     const fleet = new Fleet(checkGatewayOptions({ servers: [{ url: 'http://127.0.0.1:1' }] }), {
       log: pino({ level: 'silent' }),
-      events: { dispatched: () => undefined },
+      events: { dispatched: () => undefined, gone: () => undefined },
     });
     metrics.watch(fleet);
     metrics.watchLedger({ status: {} } as SharedLedger);

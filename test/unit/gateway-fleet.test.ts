@@ -5,15 +5,18 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Scheduler } from '../../lib/dispatch/scheduler.js';
 import { checkGatewayOptions, type GatewayOptions } from '../../lib/gateway/config.js';
 import { type AcquireOptions, Fleet, RefusedError } from '../../lib/gateway/fleet.js';
-import type { Assignment, FleetRequest, LedgerListener } from '../../lib/gateway/types.js';
+import type { Assignment, FleetEngine, FleetRequest, LedgerListener } from '../../lib/gateway/types.js';
 
 const log = pino({ level: 'silent' });
 const A = 'http://127.0.0.1:1';
 const B = 'http://127.0.0.1:2';
 
+/** Names of engines that were told to be gone. */
+const gone: string[] = [];
+
 function fleetOf(options: Partial<GatewayOptions> = {}, ledger?: LedgerListener): Fleet {
   const config = checkGatewayOptions({ servers: [{ url: A }, { url: B }], seed: 1, ...options });
-  const events = { dispatched: () => undefined };
+  const events = { dispatched: () => undefined, gone: ({ name }: FleetEngine) => gone.push(name) };
   const fleet = new Fleet(config, { log, events });
   fleet.ledger = ledger;
   return fleet;
@@ -280,8 +283,12 @@ describe('a reload', () => {
     for (let n = 0; n < 12; n++) used.add(nameOf(await fleet.acquire(request())));
     expect(used).toEqual(new Set(names));
     expect(fleet.inFlight).toBe(13);
+    gone.length = 0;
     held.finished();
     expect(fleet.inFlight).toBe(12);
+    expect(gone).toEqual([`${A}#0`]);
+    fleet.reload(checkGatewayOptions({ servers: [{ url: B, ranks: 2 }] }));
+    expect(gone).not.toContain(`${B}#0`);
   });
 
   it('that cannot be taken changes nothing', async () => {

@@ -15,8 +15,10 @@ import { answeredHeaders, forwardedHeaders, requestIdOf } from '../../lib/gatewa
 import { type InferencePath, inspect } from '../../lib/gateway/inspect.js';
 import { ApiKeys } from '../../lib/gateway/keys.js';
 import { createLog, traceOf } from '../../lib/gateway/log.js';
+import { GatewayMetrics } from '../../lib/gateway/metrics.js';
 import { MinuteSum } from '../../lib/gateway/minute.js';
 import { NOTHING, TokenEstimator } from '../../lib/gateway/tokens.js';
+import type { FleetEngine } from '../../lib/gateway/types.js';
 import { AnswerTail, askForUsage, UsageStripper, usageOf, withPriority } from '../../lib/gateway/usage.js';
 
 const folder = mkdtempSync(path.join(tmpdir(), 'gimbal-gateway-'));
@@ -533,6 +535,20 @@ describe('the log', () => {
     for (const wrong of [undefined, '', `00-${trace}-${span}`, `00-${trace.toUpperCase()}-${span}-01`]) {
       expect(traceOf(wrong)).toEqual({});
     }
+  });
+});
+
+describe('the metrics', () => {
+  it('have no series of engines that are gone', async () => {
+    const metrics = new GatewayMetrics();
+    const target = (name: string) => ({ name }) as FleetEngine;
+    metrics.dispatched(target('a'), 'least-pressure', 1);
+    metrics.dispatched(target('a'), 'no-fresh-sample', 1);
+    metrics.dispatched(target('b'), 'least-pressure', 1);
+    metrics.gone(target('a'));
+    const told = await metrics.registry.getSingleMetricAsString('gimbal_dispatches_total');
+    expect(told).not.toContain('engine="a"');
+    expect(told).toContain('gimbal_dispatches_total{engine="b",reason="least-pressure"} 1');
   });
 });
 
