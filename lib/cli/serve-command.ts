@@ -1,6 +1,6 @@
 /** `gimbal serve`: the gateway as a process, from its options and its file to the last request. */
 import { unwatchFile, watchFile } from 'node:fs';
-import { checkGatewayOptions, type GatewayConfig, readGatewayConfig } from '../gateway/config.js';
+import { checkGatewayOptions, type GatewayConfig, present, readGatewayConfig } from '../gateway/config.js';
 import { Gateway } from '../gateway/gateway.js';
 import type { Context } from './context.js';
 import { UsageError } from './exit.js';
@@ -100,10 +100,6 @@ function parseServer(text: string): Record<string, unknown> {
 function group(fields: Record<string, unknown>): Record<string, unknown> | undefined {
   const given = present(fields);
   return Object.keys(given).length === 0 ? undefined : given;
-}
-
-function present(fields: Record<string, unknown>): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
 }
 
 /** Reads the configuration again when told to, and when the file changes. Returns what ends that. */

@@ -8,7 +8,7 @@ import { Scheduler } from '../dispatch/scheduler.js';
 import type { Dispatched, EnginePressure, EngineSample, RequestQueueOptions } from '../dispatch/types.js';
 import { timeOfDay } from '../dispatch/validate.js';
 import { GimbalError } from '../errors.js';
-import type { GatewayConfig, ServerConfig } from './config.js';
+import { type GatewayConfig, present, type ServerConfig } from './config.js';
 import type { LedgerMirror } from './ledger/types.js';
 import type { Logger } from './log.js';
 import { MinuteSum } from './minute.js';
@@ -190,18 +190,23 @@ export class Fleet {
    * @throws RefusedError; what `options.signal` is aborted with
    */
   async acquire(request: FleetRequest, options: AcquireOptions = {}): Promise<Assignment> {
-    const { signal, only, excluding = [] } = options;
+    const { signal, only } = options;
     signal?.throwIfAborted();
     if (only !== undefined && !this.targets.some((target) => only(target))) {
       throw new RefusedError(503, 'none of the engines may take the request', LEAST_RETRY_AFTER_SECONDS);
     }
-    const assignment = this.acquireNow(request, options);
-    if (assignment !== undefined) return assignment;
+    return this.acquireNow(request, options) ?? this.wait(request, options);
+  }
+
+  /** The same for a request that `acquireNow` has just found no engine for. */
+  async wait(request: FleetRequest, options: AcquireOptions): Promise<Assignment> {
+    const { signal, excluding = [] } = options;
+    signal?.throwIfAborted();
     // One that was taken already, and whose engine failed, is not sent away for those that came after it.
     if (excluding.length === 0 && this.#queue.size >= this.#config.queue.capacity) {
       throw new RefusedError(429, `${this.#queue.size} requests wait already`, this.#retryAfterSeconds());
     }
-    return new Promise((resolve, reject) => this.#wait(request, options, resolve, reject));
+    return new Promise((resolve, reject) => this.#enter(request, options, resolve, reject));
   }
 
   /** The same where nobody has to wait; else undefined. */
@@ -426,7 +431,7 @@ export class Fleet {
     };
   }
 
-  #wait(
+  #enter(
     request: FleetRequest,
     options: AcquireOptions,
     resolve: (assignment: Assignment) => void,
@@ -566,9 +571,4 @@ function mirroredId(key: string): string {
 
 function queueOptions({ queue: { policy, agingTokensPerSecond } }: GatewayConfig): RequestQueueOptions {
   return { policy, agingTokensPerSecond };
-}
-
-/** Without the keys that are undefined: optional ones of a schema are there. */
-function present<T extends object>(object: T): { [Key in keyof T]?: Exclude<T[Key], undefined> } {
-  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as never;
 }

@@ -51,7 +51,7 @@ export class GatewayMetrics {
     'Of streams, after the first.',
     TOKEN_SECONDS,
   );
-  readonly #wait = this.#histogram('queue_wait_seconds', 'From arrival to dispatch.', WAIT_SECONDS);
+  readonly #wait = this.#histogram('queue_wait_seconds', 'In the queue.', WAIT_SECONDS);
   readonly #error = this.#histogram(
     'prompt_estimate_error',
     'Of the estimate of prompt tokens, relative.',
@@ -87,16 +87,6 @@ export class GatewayMetrics {
     this.#lately.ttftMs.observe(ms);
   }
 
-  tokenTime(ms: number): void {
-    this.#tokenTime.observe(ms / 1000);
-    this.#lately.tpotMs.observe(ms);
-  }
-
-  output(tokens: number): void {
-    this.#outputTokens.inc(tokens);
-    this.#tokenRate.add(tokens);
-  }
-
   counted(estimate: number, { promptTokens, cachedTokens }: Usage): void {
     this.#promptTokens.inc(promptTokens);
     if (cachedTokens !== undefined) this.#cachedTokens.inc(cachedTokens);
@@ -111,6 +101,18 @@ export class GatewayMetrics {
     this.#totals.requests += 1;
     if (status > 0 && status < OK_STATUS_BELOW) this.#totals.finished += 1;
     else this.#totals.failed += 1;
+  }
+
+  /** The same, of a request that has been on an engine. `firstTokenMs` of streams alone. */
+  answered(path: string, status: number, totalMs: number, outputTokens: number, firstTokenMs?: number): void {
+    this.ended(path, status, totalMs);
+    if (outputTokens === 0) return;
+    this.#outputTokens.inc(outputTokens);
+    this.#tokenRate.add(outputTokens);
+    if (firstTokenMs === undefined || outputTokens === 1) return;
+    const tokenMs = (totalMs - firstTokenMs) / (outputTokens - 1);
+    this.#tokenTime.observe(tokenMs / 1000);
+    this.#lately.tpotMs.observe(tokenMs);
   }
 
   retried(): void {

@@ -42,13 +42,8 @@ export async function serveExtProc(
     },
     events: {
       ended: ({ path, facts, usage, events, status = 0, firstTokenMs, totalMs }) => {
-        metrics.ended(labelOf(path), status, totalMs);
         if (firstTokenMs !== undefined) metrics.firstToken(firstTokenMs);
-        const outputTokens = usage?.completionTokens ?? events;
-        if (outputTokens > 0) metrics.output(outputTokens);
-        if (firstTokenMs !== undefined && outputTokens > 1) {
-          metrics.tokenTime((totalMs - firstTokenMs) / (outputTokens - 1));
-        }
+        metrics.answered(labelOf(path), status, totalMs, usage?.completionTokens ?? events, firstTokenMs);
         if (usage === undefined || facts.size === undefined) return;
         tokens.learn(facts.model ?? '', facts.size, usage.promptTokens);
         metrics.counted(facts.promptTokens, usage);

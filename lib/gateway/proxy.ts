@@ -13,7 +13,7 @@ import { BodyTooLongError, readBody } from './body.js';
 import { Client } from './client.js';
 import type { GatewayConfig } from './config.js';
 import { type Fleet, RefusedError } from './fleet.js';
-import { answeredHeaders, forwardedHeaders, PIN_HEADER, requestIdOf } from './headers.js';
+import { answeredHeaders, forwardedHeaders, type HeaderBag, PIN_HEADER, requestIdOf } from './headers.js';
 import { type InferencePath, type Inspected, inspect } from './inspect.js';
 import { type Logger, traceOf } from './log.js';
 import type { GatewayMetrics } from './metrics.js';
@@ -77,13 +77,7 @@ export class InferenceProxy {
     const servers = new Set(fleet.targets.map(({ server }) => server));
     for (const server of servers) {
       const { origin, path } = addressOf(server, '/v1/models');
-      const headers = forwardedHeaders(request.headers, {
-        requestId,
-        clientAddress: request.socket.remoteAddress,
-        secure: 'encrypted' in request.socket,
-        dropsAuthorization: checksKeys(),
-        extra: server.headers,
-      });
+      const headers = headersFor(request, requestId, server, checksKeys());
       const outcome = await attempt({
         dispatcher,
         origin,
@@ -200,7 +194,7 @@ class Exchange {
     hasAnswer: boolean,
   ): Promise<Assignment | undefined> {
     try {
-      return await this.#parts.fleet.acquire(wanted, { signal: this.#client.signal, excluding });
+      return await this.#parts.fleet.wait(wanted, { signal: this.#client.signal, excluding });
     } catch (error) {
       if (hasAnswer && error instanceof RefusedError) return undefined;
       throw error;
@@ -217,13 +211,7 @@ class Exchange {
     const { request, response } = this.#call;
     const { origin, path } = addressOf(server, this.#call.path);
     const { sent, stripsUsage } = this.#bodyFor(server.kind, wanted, inspected, body);
-    const headers = forwardedHeaders(request.headers, {
-      requestId: this.#requestId,
-      clientAddress: request.socket.remoteAddress,
-      secure: 'encrypted' in request.socket,
-      dropsAuthorization: this.#parts.checksKeys(),
-      extra: server.headers,
-    });
+    const headers = headersFor(request, this.#requestId, server, this.#parts.checksKeys());
     if (server.pins) headers[PIN_HEADER] = String(rank);
     const options: AttemptOptions = {
       dispatcher: this.#parts.dispatcher,
@@ -349,14 +337,9 @@ class Exchange {
   }
 
   #end({ target, waitedMs }: Assignment, status: number, outputTokens: number, reason?: string): void {
-    const { metrics } = this.#parts;
     const totalMs = performance.now() - this.#began;
-    metrics.ended(this.#call.path, status, totalMs);
     const firstTokenMs = this.#firstTokenMs;
-    if (outputTokens > 0) metrics.output(outputTokens);
-    if (firstTokenMs !== undefined && outputTokens > 1) {
-      metrics.tokenTime((totalMs - firstTokenMs) / (outputTokens - 1));
-    }
+    this.#parts.metrics.answered(this.#call.path, status, totalMs, outputTokens, firstTokenMs);
     this.#log(reason === undefined ? 'info' : 'warn', {
       status,
       model: this.#model,
@@ -391,6 +374,21 @@ class Exchange {
     const headers = { 'x-request-id': this.#requestId, ...error.headers };
     sendError(this.#call.response, { ...error, headers });
   }
+}
+
+function headersFor(
+  { headers, socket }: IncomingMessage,
+  requestId: string,
+  server: FleetServer,
+  dropsAuthorization: boolean,
+): HeaderBag {
+  return forwardedHeaders(headers, {
+    requestId,
+    clientAddress: socket.remoteAddress,
+    secure: 'encrypted' in socket,
+    dropsAuthorization,
+    extra: server.headers,
+  });
 }
 
 function addressOf(server: FleetServer, path: string): { origin: string; path: string } {
