@@ -215,6 +215,11 @@ function fillLayer(tokens: Uint32Array, options: WorkloadOptions, sources: numbe
   }
 }
 
+/** What most benches plan: lognormal popularity, and topics that sources favour. */
+export function skewedWorkload(shape: Shape, nodes: number, seed: number): PlacementProblem {
+  return workload({ shape, popularity: POPULARITIES['lognormal-1'], nodes, seed, topics: SKEWED_TOPICS });
+}
+
 export function workload(options: WorkloadOptions): PlacementProblem {
   const { shape, nodes, seed } = options;
   const sources = options.sources ?? shape.gpus;

@@ -47,6 +47,18 @@ export class Random {
     return Math.floor(this.uniform() * bound);
   }
 
+  /** A place of a list by its weight. `cumulative`: [places] sums of the weights up to each, the last one 1. */
+  pick(cumulative: Float64Array): number {
+    const at = this.uniform();
+    let [low, high] = [0, cumulative.length - 1];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (cumulative[middle]! > at) high = middle;
+      else low = middle + 1;
+    }
+    return low;
+  }
+
   /** An integer in [low, high]. */
   between(low: number, high: number): number {
     return low + this.below(high - low + 1);

@@ -17,7 +17,7 @@ import {
   totalObjective,
 } from '../harness.js';
 import { type EplbTiming, timeEplb } from '../placement/latency.js';
-import { firstLayers, POPULARITIES, SHAPES, type Shape, SKEWED_TOPICS, workload } from '../workloads.js';
+import { firstLayers, SHAPES, type Shape, skewedWorkload } from '../workloads.js';
 import { hostlayerMissing, runOnHostlayer } from './hostlayer.js';
 import { evaluationRoofline, type Throughput } from './model.js';
 
@@ -182,8 +182,7 @@ function smallJob(seed: number): Job {
 async function measure(job: Job): Promise<Omit<Measured, 'openMs'>> {
   const measured: Omit<Measured, 'openMs'> = { plans: [], evaluations: [] };
   for (const { shape, nodes, efforts } of CASES.slice(0, job.cases)) {
-    const popularity = POPULARITIES['lognormal-1'];
-    const whole = workload({ shape, popularity, nodes, seed: job.seed, topics: SKEWED_TOPICS });
+    const whole = skewedWorkload(shape, nodes, job.seed);
     const problem = job.layers === undefined ? whole : firstLayers(whole, job.layers);
     const eplb = timeEplb(problem);
     for (const effort of efforts.slice(0, job.efforts)) {

@@ -5,15 +5,7 @@
 import { evaluatePlacements, planPlacement } from '../../lib/index.js';
 import type { PlacementProblem } from '../../lib/types.js';
 import { Random } from '../random.js';
-import {
-  firstLayers,
-  POPULARITIES,
-  randomPlacement,
-  SHAPES,
-  type ShapeName,
-  SKEWED_TOPICS,
-  workload,
-} from '../workloads.js';
+import { firstLayers, randomPlacement, SHAPES, type ShapeName, skewedWorkload } from '../workloads.js';
 
 export interface SampleJob {
   shape: ShapeName;
@@ -26,11 +18,7 @@ export interface SampleJob {
 }
 
 export function sampleProblem({ shape, nodes, seed, layers }: SampleJob): PlacementProblem {
-  const popularity = POPULARITIES['lognormal-1'];
-  return firstLayers(
-    workload({ shape: SHAPES[shape], popularity, nodes, seed, topics: SKEWED_TOPICS }),
-    layers,
-  );
+  return firstLayers(skewedWorkload(SHAPES[shape], nodes, seed), layers);
 }
 
 async function main(job: SampleJob): Promise<void> {

@@ -15,15 +15,7 @@ import {
   SAME,
   type Table,
 } from '../harness.js';
-import {
-  drift,
-  firstLayers,
-  POPULARITIES,
-  SHAPES,
-  type ShapeName,
-  SKEWED_TOPICS,
-  workload,
-} from '../workloads.js';
+import { drift, firstLayers, SHAPES, type ShapeName, skewedWorkload } from '../workloads.js';
 
 export const name = 'drift';
 export const question = 'what does J cost when only a share of the slots may move after a 10 % drift?';
@@ -53,13 +45,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   const tables: Table[] = [];
   const checks: Check[] = [];
   for (const { shape, nodes } of small ? CASES.slice(0, 1) : CASES) {
-    const whole = workload({
-      shape: SHAPES[shape],
-      popularity: POPULARITIES['lognormal-1'],
-      nodes,
-      seed,
-      topics: SKEWED_TOPICS,
-    });
+    const whole = skewedWorkload(SHAPES[shape], nodes, seed);
     const { points, fresh, eplb } = await measure(
       small ? firstLayers(whole, SMALL_LAYERS) : whole,
       small,

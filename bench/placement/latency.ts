@@ -18,7 +18,7 @@ import {
   type Table,
   totalObjective,
 } from '../harness.js';
-import { firstLayers, POPULARITIES, SHAPES, type ShapeName, SKEWED_TOPICS, workload } from '../workloads.js';
+import { firstLayers, SHAPES, type ShapeName, skewedWorkload } from '../workloads.js';
 
 export const name = 'latency';
 export const question = 'how long does a whole plan take, and in how much memory?';
@@ -68,8 +68,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
 }
 
 function problemOf(shape: ShapeName, nodes: number, small: boolean, seed: number): PlacementProblem {
-  const popularity = POPULARITIES['lognormal-1'];
-  const whole = workload({ shape: SHAPES[shape], popularity, nodes, seed, topics: SKEWED_TOPICS });
+  const whole = skewedWorkload(SHAPES[shape], nodes, seed);
   return small ? firstLayers(whole, SMALL_LAYERS) : whole;
 }
 

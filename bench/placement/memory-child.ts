@@ -5,15 +5,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { planPlacement } from '../../lib/index.js';
 import type { Effort } from '../../lib/types.js';
-import {
-  firstLayers,
-  POPULARITIES,
-  SHAPES,
-  type ShapeName,
-  SKEWED_TOPICS,
-  smallProblem,
-  workload,
-} from '../workloads.js';
+import { firstLayers, SHAPES, type ShapeName, skewedWorkload, smallProblem } from '../workloads.js';
 import type { MemoryReport } from './latency.js';
 
 interface Parameters {
@@ -47,8 +39,7 @@ function peakBytes(): number {
 
 async function main(): Promise<void> {
   const { shape, nodes, layers, effort, seed } = JSON.parse(process.argv[2]!) as Parameters;
-  const popularity = POPULARITIES['lognormal-1'];
-  const whole = workload({ shape: SHAPES[shape], popularity, nodes, seed, topics: SKEWED_TOPICS });
+  const whole = skewedWorkload(SHAPES[shape], nodes, seed);
   const problem = firstLayers(whole, layers);
   // The addon and its threads are there before the measurement, as in any process that plans more than once.
   await planPlacement(smallProblem(seed), { effort: 'fast' });

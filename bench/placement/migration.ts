@@ -15,15 +15,7 @@ import {
   type RunOptions,
   type Table,
 } from '../harness.js';
-import {
-  drift,
-  firstLayers,
-  POPULARITIES,
-  SHAPES,
-  type ShapeName,
-  SKEWED_TOPICS,
-  workload,
-} from '../workloads.js';
+import { drift, firstLayers, SHAPES, type ShapeName, skewedWorkload } from '../workloads.js';
 
 export const name = 'migration';
 export const question =
@@ -61,13 +53,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   const tables: Table[] = [];
   const checks: Check[] = [];
   for (const { shape, nodes } of small ? CASES.slice(1, 2) : CASES) {
-    const whole = workload({
-      shape: SHAPES[shape],
-      popularity: POPULARITIES['lognormal-1'],
-      nodes,
-      seed,
-      topics: SKEWED_TOPICS,
-    });
+    const whole = skewedWorkload(SHAPES[shape], nodes, seed);
     const before = small ? firstLayers(whole, SMALL_LAYERS) : whole;
     for (const replan of await replans(before, seed)) {
       const runs: Measured[] = [];

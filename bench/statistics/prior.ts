@@ -81,7 +81,7 @@ function errorsOf(
       for (let sent = 0; sent < tokens; sent += requestTokens) {
         const topic = random.uniform() < 0.5 ? source % TOPICS : random.below(TOPICS);
         const topk = Uint8Array.from({ length: requestTokens * K }, () =>
-          draw(random, topics.cumulative[topic]!),
+          random.pick(topics.cumulative[topic]!),
         );
         for (const statistics of all) statistics.observe({ source, topk, tokens: requestTokens, k: K });
       }
@@ -110,17 +110,6 @@ function drawTopics(
   });
   const favourite = shares[0]!.map((share, e) => share / 2 + mean(shares.map((row) => row[e]!)) / 2);
   return { cumulative, favourite };
-}
-
-function draw(random: Random, cumulative: Float64Array): number {
-  const at = random.uniform();
-  let [low, high] = [0, cumulative.length - 1];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (cumulative[middle]! > at) high = middle;
-    else low = middle + 1;
-  }
-  return low;
 }
 
 function distance(counts: Uint32Array, truth: Float64Array): number {

@@ -21,9 +21,9 @@ export interface LineChart {
   yMin?: number;
 }
 
-const WIDTH = 560;
+export const WIDTH = 560;
 const HEIGHT = 240;
-const MARGIN = { left: 52, right: 12, top: 10, bottom: 34 };
+export const MARGIN = { left: 52, right: 12, top: 10, bottom: 34 };
 const TICKS = 5;
 
 /** As many colours as policies commonly are; more begin again. */

@@ -3,9 +3,9 @@
  * script; the charts are drawn by the bundled script from JSON in the page. A content policy forbids the page every request
  * and every script but that one, and all text from outside passes through `escapeHtml` or `escapeJson`.
  */
-import { bundledScript, inlineSource } from './bundle.js';
+import { bundledScript } from './bundle.js';
 import { liveSlots, objectiveOf, type ReportInput } from './data.js';
-import { escapeHtml, escapeJson } from './escape.js';
+import { escapeHtml } from './escape.js';
 import type { PlacementFigures } from './figures.js';
 import {
   formatChange,
@@ -17,37 +17,20 @@ import {
   formatTime,
   plural,
 } from './format.js';
+import { htmlPage } from './page.js';
 import { STYLE } from './style.js';
 import { shapeSentence, summarySentences } from './summary.js';
 
 export function renderReport(input: ReportInput): string {
-  const script = bundledScript('report/echarts.bundle.js');
-  const policy = `default-src 'none'; script-src ${inlineSource(script)}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'`;
-  return `<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="${policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="gimbal-moe ${escapeHtml(input.version)}">
-<link rel="icon" href="data:,">
-<title>${escapeHtml(`Expert placement: ${input.subject}`)}</title>
-<style>${STYLE}</style>
-</head>
-<body>
-<main>
-${headerHtml(input)}
-${tilesHtml(input)}
-${chartsHtml(input)}
-${heatHtml(input)}
-${tableHtml(input)}
-${detailsHtml(input)}
-</main>
-<script type="application/json" id="report-data">${escapeJson(chartData(input))}</script>
-<script>${script}</script>
-</body>
-</html>
-`;
+  const parts = [headerHtml, tilesHtml, chartsHtml, heatHtml, tableHtml, detailsHtml];
+  return htmlPage({
+    title: `Expert placement: ${input.subject}`,
+    version: input.version,
+    style: STYLE,
+    script: bundledScript('report/echarts.bundle.js'),
+    data: chartData(input),
+    main: parts.map((part) => part(input)).join('\n'),
+  });
 }
 
 function headerHtml(input: ReportInput): string {

@@ -2,7 +2,6 @@
  * The page of a simulation: figures of each policy beside each other, distributions, what happened over time, and how the
  * experts' load lay. It opens offline; a content policy forbids every request and every script but the page's own.
  */
-import { createHash } from 'node:crypto';
 import {
   type ComparedPolicy,
   compareRuns,
@@ -10,10 +9,11 @@ import {
   type Measure,
   measures,
 } from '../simulator/compare.js';
-import { heatMapSvg, LINE_COLOURS, type LineChart, lineChartSvg } from './charts.js';
-import { escapeHtml, escapeJson } from './escape.js';
+import { heatMapSvg, LINE_COLOURS, type LineChart, lineChartSvg, MARGIN, WIDTH } from './charts.js';
+import { escapeHtml } from './escape.js';
 import { formatNumber, formatShare } from './format.js';
 import { shellLine } from './html.js';
+import { htmlPage } from './page.js';
 import { STYLE } from './style.js';
 
 export interface SimulationReport {
@@ -40,7 +40,7 @@ for (const figure of document.querySelectorAll('[data-plot]')) {
   const plot = data[Number(figure.dataset.plot)], svg = figure.querySelector('svg'), told = figure.querySelector('.told');
   svg.addEventListener('pointermove', (event) => {
     const box = svg.getBoundingClientRect();
-    const share = ((event.clientX - box.left) / box.width * ${560} - ${52}) / ${560 - 52 - 12};
+    const share = ((event.clientX - box.left) / box.width * ${WIDTH} - ${MARGIN.left}) / ${WIDTH - MARGIN.left - MARGIN.right};
     told.textContent = plot.lines.map((line) => {
       const at = Math.min(line.y.length - 1, Math.max(0, Math.round(share * (line.y.length - 1))));
       return line.name + ': ' + line.y[at].toPrecision(4) + ' at ' + line.x[at].toPrecision(4);
@@ -61,23 +61,14 @@ svg.plot polyline { fill: none; } .told { min-height: 1.5em; font-size: 12px; co
 export function renderSimulationReport(report: SimulationReport): string {
   const compared = compareRuns(report.runs);
   const charts = chartsOf(report.runs);
-  const hash = createHash('sha256').update(SCRIPT, 'utf8').digest('base64');
-  const policy = `default-src 'none'; script-src 'sha256-${hash}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'`;
-  const title = escapeHtml(`Serving simulation: ${report.subject}`);
-  return `<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="${policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="gimbal-moe ${escapeHtml(report.version)}">
-<link rel="icon" href="data:,">
-<title>${title}</title>
-<style>${STYLE}${EXTRA_STYLE}</style>
-</head>
-<body>
-<main>
-<header><div><h1>${title}</h1><p class="muted">Simulated, not measured: the notes say what the model holds.</p></div>
+  const title = `Serving simulation: ${report.subject}`;
+  return htmlPage({
+    title,
+    version: report.version,
+    style: STYLE + EXTRA_STYLE,
+    script: SCRIPT,
+    data: charts.map(({ lines }) => ({ lines })),
+    main: `<header><div><h1>${escapeHtml(title)}</h1><p class="muted">Simulated, not measured: the notes say what the model holds.</p></div>
 <button id="theme" type="button">Light / dark</button></header>
 ${tableHtml(compared)}
 <h2>Distributions and what happened over time</h2>
@@ -91,13 +82,8 @@ ${heatHtml(report.runs)}
 <dt>Versions</dt><dd>gimbal-moe ${escapeHtml(report.version)}, Node ${escapeHtml(process.versions.node)}</dd>
 <dt>Made</dt><dd>${report.createdAt.toISOString()}</dd></dl></div>
 <h2>Notes</h2>
-<div class="panel"><ul class="notes">${report.notes.map((note) => `<li>${escapeHtml(note)}</li>`).join('\n')}</ul></div>
-</main>
-<script type="application/json" id="report-data">${escapeJson(charts.map(({ lines }) => ({ lines })))}</script>
-<script>${SCRIPT}</script>
-</body>
-</html>
-`;
+<div class="panel"><ul class="notes">${report.notes.map((note) => `<li>${escapeHtml(note)}</li>`).join('\n')}</ul></div>`,
+  });
 }
 
 function chartHtml(chart: LineChart, number: number): string {

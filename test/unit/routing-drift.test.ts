@@ -138,22 +138,11 @@ class Traffic {
       const draw = this.#random.uniform();
       const rows = Array.from({ length: layers }, (_, layer) => this.#topics[topicOf(draw, layer)]![layer]!);
       const topk = Uint8Array.from({ length: length * layers * 2 }, (_, i) =>
-        this.#expert(rows[(i >> 1) % layers]!),
+        this.#random.pick(rows[(i >> 1) % layers]!),
       );
       this.statistics.observe({ source, topk, tokens: length, k: 2 });
       sent += length;
     }
-  }
-
-  #expert(cumulative: Float64Array): number {
-    const at = this.#random.uniform();
-    let [low, high] = [0, cumulative.length - 1];
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (cumulative[middle]! > at) high = middle;
-      else low = middle + 1;
-    }
-    return low;
   }
 }
 
