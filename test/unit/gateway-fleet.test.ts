@@ -202,6 +202,21 @@ describe('requests that may not go everywhere', () => {
   });
 });
 
+it('room that comes free and that those who wait cannot use is there for who comes', async () => {
+  const fleet = fleetOf({ admission: { maxInFlight: 1 } });
+  const [a] = fleet.targets;
+  const only: AcquireOptions = { only: (target) => target === a };
+  await fleet.acquire(request(), only);
+  const other = await fleet.acquire(request());
+  const waiting = fleet.acquire(request(), only);
+  expect(await now(waiting)).toBe('waits');
+  other.finished();
+  expect(await now(waiting)).toBe('waits');
+  expect(fleet.acquireNow(request())?.target).toBe(other.target);
+  await fleet.stop();
+  await expect(waiting).rejects.toMatchObject({ status: 503 });
+});
+
 describe('with the clock in hand', () => {
   beforeEach(() => vi.useFakeTimers());
   afterEach(() => vi.useRealTimers());
@@ -216,6 +231,12 @@ describe('with the clock in hand', () => {
     await vi.advanceTimersByTimeAsync(1);
     expect(await outcome).toMatchObject({ status: 503 });
     expect(fleet.waiting).toBe(0);
+    const gone = new AbortController();
+    const leaving = fleet.acquire(request(), { signal: gone.signal }).catch(() => 'gone');
+    expect(vi.getTimerCount()).toBe(1);
+    gone.abort();
+    expect(await leaving).toBe('gone');
+    expect(vi.getTimerCount()).toBe(0);
   });
 
   it('lets a server that fails stand aside, ever longer, and takes it back', async () => {

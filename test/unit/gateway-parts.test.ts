@@ -74,6 +74,8 @@ describe('the configuration', () => {
       apiKeys: [{ a: 's3cret' }],
     };
     expect(() => checkGatewayOptions(options)).toThrow(/^(?!.*s3cret)/s);
+    const badUrl = { servers: [{ url: 'http://user:s3cret@a' }] };
+    expect(() => checkGatewayOptions(badUrl)).toThrow(expect.objectContaining({ received: 'string' }));
   });
 
   it('comes from YAML and from JSON, with what a caller says laid over it', async () => {
@@ -363,8 +365,9 @@ describe('a stream that the gateway asked for its usage', () => {
     const first = event({ usage: null, ...CHUNK });
     const only = event({ usage: null });
     const middle = event({ a: 1, usage: null, b: 2 });
-    const text = `: hello\n\n${withNull}${first}${only}${middle}${event({ choices: [], usage: USAGE })}data: [DONE]\n\n`;
-    const expected = `: hello\n\n${event(CHUNK)}${event(CHUNK)}${event({})}${event({ a: 1, b: 2 })}data: [DONE]\n\n`;
+    const deeper = { choices: [{ usage: null }] };
+    const text = `: hello\n\n${withNull}${first}${only}${middle}${event({ ...deeper, usage: null })}${event({ choices: [], usage: USAGE })}data: [DONE]\n\n`;
+    const expected = `: hello\n\n${event(CHUNK)}${event(CHUNK)}${event({})}${event({ a: 1, b: 2 })}${event(deeper)}data: [DONE]\n\n`;
     fc.assert(
       fc.property(cuts, (at) => {
         expect(strip(text, at)).toBe(expected);
