@@ -1,0 +1,124 @@
+/**
+ * Whether to rearrange: a pure function of what is predicted and of what has happened, so that the controller and the simulator
+ * decide alike. Times are ms on the caller's clock.
+ *
+ * A rearrangement pays where the MoE time that it saves until the next one, less what that estimate may be wrong by, is more than
+ * the time that moving experts takes; and it is worth the risk where the saving is not just noise around the score that the plan
+ * in force was committed with.
+ */
+export interface DecisionRules {
+  /** For how long a plan is taken to serve. Default 600,000. */
+  horizonMs?: number;
+  /** From one commit to the next look that may commit. Default 60,000. */
+  minIntervalMs?: number;
+  /** The gain must be this share of the incumbent's MoE time, 0…1. Default 0.01. */
+  leastGainShare?: number;
+  /** Standard deviations that are taken off the gain. Default 2. */
+  certainty?: number;
+  /** The incumbent's score must be past the committed one by this share. Default 0.01. */
+  hysteresis?: number;
+  /** Tokens that each source must have behind it in every layer. Default 256. */
+  leastTokens?: number;
+  /** After the first failure; doubles with each further one, up to `mostBackoffMs`. Defaults 30,000 and 3,600,000. */
+  backoffMs?: number;
+  mostBackoffMs?: number;
+}
+
+export const DECISION_DEFAULTS: Required<DecisionRules> = {
+  horizonMs: 600_000,
+  minIntervalMs: 60_000,
+  leastGainShare: 0.01,
+  certainty: 2,
+  hysteresis: 0.01,
+  leastTokens: 256,
+  backoffMs: 30_000,
+  mostBackoffMs: 3_600_000,
+};
+
+/** What the next placement promises against the one in force. */
+export interface Prospect {
+  /** MoE time over the horizon, ms: with the placement in force, and with the candidate. */
+  incumbentMs: number;
+  candidateMs: number;
+  /** Standard deviation of their difference. */
+  spreadMs: number;
+  /** What moving costs the engines, ms. */
+  costMs: number;
+  /** MoE time over its proved lower bound, at least 1. */
+  incumbentScore: number;
+  candidateScore: number;
+  /** New (expert, GPU) pairs. */
+  migrations: number;
+}
+
+export interface DecisionHistory {
+  /** Of the plan in force; not given where none has been committed. */
+  committedAtMs?: number;
+  committedScore?: number;
+  /** In a row, the last of them at `failedAtMs`. */
+  failures: number;
+  failedAtMs?: number;
+}
+
+/** What a look may find before anything is planned. */
+export interface Occasion {
+  nowMs: number;
+  /** The least of any source in any layer, tokens. */
+  tokens: number;
+  /** GPUs have gone or come: experts may have lost their last replica, and nothing that takes time to find out is waited for. */
+  gpusChanged: boolean;
+}
+
+export type DecisionReason =
+  | 'gpus-changed'
+  | 'gain'
+  | 'backing-off'
+  | 'too-soon'
+  | 'too-little-data'
+  | 'same-placement'
+  | 'within-hysteresis'
+  | 'gain-too-small'
+  | 'gain-uncertain'
+  | 'cost-above-gain';
+
+export interface Decision {
+  rearrange: boolean;
+  reason: DecisionReason;
+}
+
+/** What speaks against even making a plan now; undefined where nothing does. */
+export function reasonToWait(
+  rules: Required<DecisionRules>,
+  { nowMs, tokens, gpusChanged }: Occasion,
+  { committedAtMs, failures, failedAtMs }: DecisionHistory,
+): DecisionReason | undefined {
+  if (failures > 0 && nowMs - failedAtMs! < backoffAfter(rules, failures)) return 'backing-off';
+  if (gpusChanged) return undefined;
+  if (committedAtMs !== undefined && nowMs - committedAtMs < rules.minIntervalMs) return 'too-soon';
+  return tokens < rules.leastTokens ? 'too-little-data' : undefined;
+}
+
+function backoffAfter({ backoffMs, mostBackoffMs }: Required<DecisionRules>, failures: number): number {
+  return Math.min(mostBackoffMs, backoffMs * 2 ** (failures - 1));
+}
+
+/** Whether the candidate is worth its moves. */
+export function decide(
+  rules: Required<DecisionRules>,
+  prospect: Prospect,
+  { committedScore }: DecisionHistory,
+  { gpusChanged }: Pick<Occasion, 'gpusChanged'>,
+): Decision {
+  if (gpusChanged) return { rearrange: true, reason: 'gpus-changed' };
+  const { incumbentMs, candidateMs, spreadMs, costMs, incumbentScore, migrations } = prospect;
+  const no = (reason: DecisionReason): Decision => ({ rearrange: false, reason });
+  const gainMs = incumbentMs - candidateMs;
+  const sureMs = gainMs - rules.certainty * spreadMs;
+  if (migrations === 0) return no('same-placement');
+  if (committedScore !== undefined && incumbentScore <= committedScore * (1 + rules.hysteresis)) {
+    return no('within-hysteresis');
+  }
+  if (gainMs < rules.leastGainShare * incumbentMs) return no('gain-too-small');
+  if (sureMs <= 0) return no('gain-uncertain');
+  return sureMs > costMs ? { rearrange: true, reason: 'gain' } : no('cost-above-gain');
+}
