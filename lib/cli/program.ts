@@ -8,6 +8,7 @@ import { servedModels, servingHardware } from '../simulator/hardware.js';
 import { simulatedPolicies } from '../simulator/policies.js';
 import { lengthShapes } from '../simulator/shapes.js';
 import { traceFormats } from '../simulator/traces.js';
+import { REPLICA_CHOICES } from '../validate.js';
 import { backendsCommand } from './backends-command.js';
 import type { Context } from './context.js';
 import { type DiffOptions, diffCommand } from './diff-command.js';
@@ -23,7 +24,6 @@ import {
   milliseconds,
   oneOf,
   positive,
-  REPLICA_CHOICES,
   seed,
   slo,
   slots,
