@@ -96,6 +96,23 @@ describe('gimbal simulate', () => {
     expect(scaled.runs[0].requests[9].arrivalMs).toBe(4500);
   });
 
+  it('takes recorded choices for routing, and a rule for replicas', async () => {
+    // 64 tokens, one layer, eight of 128 experts each; a quarter of them everybody's.
+    const ids = Uint32Array.from({ length: 64 * 8 }, (_, n) => (n % 8 < 4 ? n % 8 : 4 + ((n * 7) % 124)));
+    folder.write('topk.npy', npy([64, 1, 8], ids));
+    const words = [...SYNTHETIC, '--policy', 'vllm/fcfs/static', '--redundant-experts', '16', '--json'];
+    const run = async (...more: string[]) => {
+      const { stdout, stderr } = await gimbal([...words, '--routing', folder.at('topk.npy'), ...more]);
+      expect(stderr).toBe('');
+      return JSON.parse(stdout);
+    };
+    const [even, nearest] = [await run(), await run('--replica-choice', 'nearest')];
+    expect(even.notes.join()).toContain('routing: recorded');
+    expect(even.runs[0].expertLoad).not.toEqual(nearest.runs[0].expertLoad);
+    // Experts 0 to 3 lie on GPU 0 and are half of all traffic.
+    expect(even.runs[0].expertLoad[5][0]).toBeGreaterThan(1.2);
+  });
+
   it('tells progress where it is asked to', async () => {
     const { stderr } = await gimbal([...SYNTHETIC, '--policy', 'gimbal', '--progress']);
     expect(stderr).toMatch(/gimbal: simulating █+ 100 %/);
@@ -108,6 +125,13 @@ describe('gimbal simulate', () => {
     ['a rate of nothing', [...SYNTHETIC, '--rate', '0'], 2, /--rate/],
     ['an odd limit', [...SYNTHETIC, '--slo', 'e2e=5'], 2, /--slo/],
     ['two routings', [...SYNTHETIC, '--routing', folder.at('counts.npy'), '--sigma', '1'], 2, /--sigma/],
+    ['an unknown rule for replicas', [...SYNTHETIC, '--replica-choice', 'far'], 2, /--replica-choice/],
+    [
+      'choices of another model',
+      [...SYNTHETIC, '--routing', folder.at('counts.npy')],
+      3,
+      /counts\.npy: shape.*\[tokens, layers, 8\]/,
+    ],
     ['a file that is not there', ['simulate', ...CLUSTER, '--trace', folder.at('none.csv')], 6, /none\.csv/],
     [
       'a file that is no trace',
