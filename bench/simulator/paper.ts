@@ -210,7 +210,8 @@ function changes(
   );
 }
 
-function inWords({ mean, half }: { mean: number; half: number }): string {
+/** A change with half its 95 % interval, where there is one. */
+export function inWords({ mean, half }: { mean: number; half: number }): string {
   return `${percent(mean, 1)}${Number.isNaN(half) ? '' : ` ± ${percent(half, 1)}`}`;
 }
 
