@@ -94,10 +94,9 @@ export async function simulateCommand(options: SimulateOptions, context: Context
   if (options.report !== undefined) {
     const subject = `${base.model} on ${base.hardware}`;
     const { version, command } = context;
-    await writeFileAtomic(
-      options.report,
-      renderSimulationReport({ version, command, createdAt: new Date(), subject, runs: finished, notes }),
-    );
+    const reported = finished.map((run, n) => ({ ...run, trace: runs[n]!.options.trace }));
+    const page = { version, command, createdAt: new Date(), subject, runs: reported, notes };
+    await writeFileAtomic(options.report, renderSimulationReport(page));
   }
   const compared = compareRuns(finished);
   await write(

@@ -213,6 +213,8 @@ export interface SimulationSeries {
   stepMs: number[];
   running: number[];
   waiting: number[];
+  /** Experts that began to move to another GPU. */
+  migrations: number[];
   /** `[engines][points]` */
   kvUsage: number[][];
 }

@@ -59,6 +59,27 @@ describe('rearrangement', () => {
     expect(tookMs).toBeCloseTo(stallMs, 6);
   });
 
+  it('the series has every migration at its time, stalls without a step included', async () => {
+    const { series, counters } = await simulate({
+      ...BASE,
+      trace: randomTrace({ count: 300, gapMs: 2, seed: 21 }),
+      policy: { placement: 'eplb' },
+      rearrangement: { everySteps: 100, windowSteps: 50, layerStallMs: 30 },
+      seriesEveryMs: 10,
+    });
+    expect(counters.rearrangements).toBeGreaterThan(2);
+    expect(sum(series.migrations)).toBe(counters.migrations);
+    expect(series.migrations.length).toBe(series.timeMs.length);
+    const changed = series.timeMs.filter((_, n) => series.migrations[n]! > 0);
+    expect(changed.length).toBe(counters.rearrangements);
+    // No step begins for 60 ms and a transfer: the move is in the point before that, or in the one after.
+    for (const atMs of changed) {
+      const n = series.timeMs.indexOf(atMs);
+      const gaps = [atMs - series.timeMs[n - 1]!, series.timeMs[n + 1]! - atMs];
+      expect(Math.max(...gaps)).toBeGreaterThanOrEqual(60);
+    }
+  });
+
   describe('beside the work', () => {
     // Experts 0 and 1 get nearly all tokens, and their operations are all that a step waits for.
     const tokens = Array.from({ length: 16 }, (_, e) => (e < 2 ? 10_000 : 1));
