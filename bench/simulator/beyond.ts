@@ -26,22 +26,22 @@ const GROWTH = 0.05;
 const CLUSTERS: { title: string; options: Omit<SimulationOptions, 'trace'>; requests: [number, number] }[] = [
   {
     title: 'Qwen3-235B-A22B, 8 × H200',
-    requests: [3000, 800],
+    requests: [2000, 400],
     options: { model: 'Qwen3-235B-A22B', hardware: 'H200', dp: 8 },
   },
   {
     title: 'DeepSeek-V3, 8 × H200',
-    requests: [3000, 800],
+    requests: [2000, 400],
     options: { model: 'DeepSeek-V3', hardware: 'H200', dp: 8 },
   },
   {
     title: 'Qwen3-235B-A22B, 4 nodes of 8 × H100',
-    requests: [4000, 1000],
+    requests: [2500, 400],
     options: { model: 'Qwen3-235B-A22B', hardware: 'H100', dp: 32, nodes: 4 },
   },
   {
     title: 'DeepSeek-V3, 4 nodes of 8 × H100',
-    requests: [4000, 1000],
+    requests: [2500, 400],
     options: { model: 'DeepSeek-V3', hardware: 'H100', dp: 32, nodes: 4 },
   },
 ];

@@ -216,7 +216,7 @@ describe.skipIf(CHROMIUM === undefined)('the page of a simulation in a browser (
       );
       // EPLB's rule moves at each plan.
       expect(moved.length).toBe(2);
-      expect(moved[0]!.filter((value) => value > 0).length).toBeGreaterThan(1);
+      expect(Math.max(...moved[0]!)).toBeGreaterThan(0);
       const moves = page.locator('figure[data-plot]', { hasText: 'Migrations' }).locator('polyline');
       const colours = await moves.evaluateAll((all) => all.map((one) => one.getAttribute('stroke')));
       expect(colours).toEqual(
