@@ -18,7 +18,7 @@ import {
   oneOf,
 } from './checks.js';
 import { mismatch } from './errors.js';
-import type { PlacementProblem, PlanOptions, Weights } from './types.js';
+import type { PlacementProblem, PlanOptions, ReplicaChoice, Weights } from './types.js';
 
 const PROBLEM_KEYS = [
   'layers',
@@ -57,6 +57,8 @@ const OPTION_KEYS = [
 ] as const satisfies (keyof PlanOptions)[];
 const EVALUATE_KEYS = ['backend', 'device', 'threads', 'signal'] as const satisfies (keyof PlanOptions)[];
 
+export const REPLICA_CHOICES: readonly ReplicaChoice[] = ['even', 'nearest'];
+
 /** The options of `evaluatePlacements`. */
 export type EvaluateOptions = Pick<PlanOptions, (typeof EVALUATE_KEYS)[number]>;
 
@@ -85,7 +87,7 @@ export function checkProblem(problem: PlacementProblem): NativeProblem {
     ),
     computeCost: computeCost(problem.computeCost, gpus),
     commCost: costs('commCost', problem.commCost, '[sources][gpus]', sources * gpus),
-    replicaChoice: oneOf('replicaChoice', replicaChoice, ['even', 'nearest']),
+    replicaChoice: oneOf('replicaChoice', replicaChoice, REPLICA_CHOICES),
     weights: weights(problem.weights),
     migrationCost: atLeastZero('migrationCost', migrationCost),
     migrationBudget: migrationBudget === undefined ? -1 : budget(migrationBudget),

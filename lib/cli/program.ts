@@ -8,6 +8,7 @@ import { servedModels, servingHardware } from '../simulator/hardware.js';
 import { simulatedPolicies } from '../simulator/policies.js';
 import { lengthShapes } from '../simulator/shapes.js';
 import { traceFormats } from '../simulator/traces.js';
+import { REPLICA_CHOICES } from '../validate.js';
 import { backendsCommand } from './backends-command.js';
 import type { Context } from './context.js';
 import { type DiffOptions, diffCommand } from './diff-command.js';
@@ -23,7 +24,6 @@ import {
   milliseconds,
   oneOf,
   positive,
-  REPLICA_CHOICES,
   seed,
   slo,
   slots,
@@ -432,9 +432,15 @@ function addSimulate(program: Command, context: Context): void {
         oneOf('--all-to-all', ALL_TO_ALLS),
       ),
     )
+    .addOption(
+      new Option(
+        '--replica-choice <rule>',
+        `how a token finds a replica: ${REPLICA_CHOICES.join(', ')} (default: even)`,
+      ).argParser(oneOf('--replica-choice', REPLICA_CHOICES)),
+    )
     .option(
       '--routing <file...>',
-      'routing counts as plan takes them; each source is a topic (default: a generative model)',
+      'counts as plan takes them, or recorded choices, .npy [tokens, layers, k] or vLLM’s routed_experts (default: a generative model)',
     )
     .option('--sigma <x>', 'spread of the generative model’s expert popularity', positive('--sigma', '0.5'))
     .option(

@@ -1,6 +1,5 @@
 /** `gimbal simulate`: what policies would do to a trace, as a table, JSON, an HTML page and a log of requests. */
 import { writeFileAtomic } from '../files.js';
-import { readCounts } from '../import/counts.js';
 import { formatNumber, formatShare } from '../report/format.js';
 import { renderSimulationReport } from '../report/simulation.js';
 import {
@@ -12,8 +11,9 @@ import {
   measures,
   runMany,
 } from '../simulator/compare.js';
-import { findServedModel, findServingHardware } from '../simulator/hardware.js';
+import { findServedModel, findServingHardware, type ServedModel } from '../simulator/hardware.js';
 import { findPolicy } from '../simulator/policies.js';
+import { readRouting } from '../simulator/routing-files.js';
 import { type LengthShape, syntheticTrace } from '../simulator/shapes.js';
 import { readProfileTables } from '../simulator/tables.js';
 import { atRate, readTrace, scaleArrivals, type TraceFormat } from '../simulator/traces.js';
@@ -24,6 +24,7 @@ import type {
   SimulatedRouting,
   SimulationOptions,
 } from '../simulator/types.js';
+import type { ReplicaChoice } from '../types.js';
 import type { Context } from './context.js';
 import { UsageError } from './exit.js';
 import { toJson } from './json.js';
@@ -48,6 +49,7 @@ export interface SimulateOptions {
   maxNumBatchedTokens?: number;
   kvBlocks?: number;
   allToAll?: SimulatedAllToAll;
+  replicaChoice?: ReplicaChoice;
   routing?: string[];
   sigma?: number;
   policy: string[];
@@ -92,10 +94,9 @@ export async function simulateCommand(options: SimulateOptions, context: Context
   if (options.report !== undefined) {
     const subject = `${base.model} on ${base.hardware}`;
     const { version, command } = context;
-    await writeFileAtomic(
-      options.report,
-      renderSimulationReport({ version, command, createdAt: new Date(), subject, runs: finished, notes }),
-    );
+    const reported = finished.map((run, n) => ({ ...run, trace: runs[n]!.options.trace }));
+    const page = { version, command, createdAt: new Date(), subject, runs: reported, notes };
+    await writeFileAtomic(options.report, renderSimulationReport(page));
   }
   const compared = compareRuns(finished);
   await write(
@@ -115,13 +116,15 @@ async function commonOptions(
   options: SimulateOptions,
   signal: AbortSignal,
 ): Promise<Omit<SimulationOptions, 'trace'>> {
-  const { dp, tp, ep, nodes, maxNumSeqs, maxNumBatchedTokens, kvBlocks, allToAll, slo } = options;
+  const { dp, tp, ep, nodes, maxNumSeqs, maxNumBatchedTokens, kvBlocks, allToAll, replicaChoice, slo } =
+    options;
   const model = findServedModel(options.model);
   const engine: EngineSettings = {
     ...(maxNumSeqs === undefined ? {} : { maxNumSeqs }),
     ...(maxNumBatchedTokens === undefined ? {} : { maxNumBatchedTokens }),
     ...(kvBlocks === undefined ? {} : { kvBlocks }),
     ...(allToAll === undefined ? {} : { allToAll }),
+    ...(replicaChoice === undefined ? {} : { replicaChoice }),
   };
   const { redundantExperts, rearrangeEvery } = options;
   return {
@@ -133,7 +136,7 @@ async function commonOptions(
     engine,
     ...(ep === undefined ? {} : { ep }),
     ...(slo === undefined ? {} : { slo }),
-    routing: await routingOf(options, signal),
+    routing: await routingOf(options, model, signal),
     rearrangement: {
       ...(redundantExperts === undefined ? {} : { redundantExperts }),
       ...(rearrangeEvery === undefined
@@ -146,9 +149,9 @@ async function commonOptions(
   };
 }
 
-/** Counts: each source is a topic. */
 async function routingOf(
   { routing, sigma }: SimulateOptions,
+  model: ServedModel,
   signal: AbortSignal,
 ): Promise<SimulatedRouting> {
   if (routing === undefined)
@@ -157,8 +160,7 @@ async function routingOf(
       ...(sigma === undefined ? {} : { sigmaTopics: sigma, sigmaExperts: sigma }),
     };
   if (sigma !== undefined) throw new UsageError('--sigma: not beside --routing, which brings its own');
-  const { tokens, layers, sources, experts } = await readCounts(routing, { signal });
-  return { kind: 'counts', tokens, layers, sources, experts };
+  return readRouting(routing, model, signal);
 }
 
 /** The trace of a seed: recorded traffic is the same for all. */

@@ -9,6 +9,7 @@ import {
   type Measure,
   measures,
 } from '../simulator/compare.js';
+import type { SimulatedRequest } from '../simulator/types.js';
 import { heatMapSvg, LINE_COLOURS, type LineChart, lineChartSvg, MARGIN, WIDTH } from './charts.js';
 import { escapeHtml } from './escape.js';
 import { formatNumber, formatShare } from './format.js';
@@ -16,13 +17,18 @@ import { shellLine } from './html.js';
 import { htmlPage } from './page.js';
 import { STYLE } from './style.js';
 
+/** A run with what it was of: answers of one token have no time a token. */
+export interface ReportedRun extends FinishedRun {
+  trace: readonly Pick<SimulatedRequest, 'outputTokens'>[];
+}
+
 export interface SimulationReport {
   version: string;
   command: readonly string[];
   createdAt: Date;
   subject: string;
   /** In the order in which they are compared; all seeds. */
-  runs: readonly FinishedRun[];
+  runs: readonly ReportedRun[];
   notes: readonly string[];
 }
 
@@ -41,7 +47,7 @@ for (const figure of document.querySelectorAll('[data-plot]')) {
   svg.addEventListener('pointermove', (event) => {
     const box = svg.getBoundingClientRect();
     const share = ((event.clientX - box.left) / box.width * ${WIDTH} - ${MARGIN.left}) / ${WIDTH - MARGIN.left - MARGIN.right};
-    told.textContent = plot.lines.map((line) => {
+    told.textContent = plot.lines.filter((line) => line.y.length > 0).map((line) => {
       const at = Math.min(line.y.length - 1, Math.max(0, Math.round(share * (line.y.length - 1))));
       return line.name + ': ' + line.y[at].toPrecision(4) + ' at ' + line.x[at].toPrecision(4);
     }).join('; ');
@@ -108,9 +114,9 @@ function tableHtml(compared: readonly ComparedPolicy[]): string {
 <p class="small muted">Changes are against the first policy, seed by seed; ± is half a 95 % confidence interval over seeds.</p></section>`;
 }
 
-function chartsOf(runs: readonly FinishedRun[]): LineChart[] {
-  const firsts = [...new Map(runs.toReversed().map((run) => [run.policy, run])).values()].reverse();
-  const cdf = (title: string, of: (run: FinishedRun) => number[]): LineChart => ({
+function chartsOf(runs: readonly ReportedRun[]): LineChart[] {
+  const firsts = firstSeeds(runs);
+  const cdf = (title: string, of: (run: ReportedRun) => number[]): LineChart => ({
     title,
     caption: 'Share of requests that took no longer; the axis is logarithmic.',
     xLabel: 'ms',
@@ -121,7 +127,7 @@ function chartsOf(runs: readonly FinishedRun[]): LineChart[] {
   const series = (
     title: string,
     caption: string,
-    key: 'engineImbalance' | 'expertImbalance' | 'stepMs' | 'running' | 'waiting',
+    key: 'engineImbalance' | 'expertImbalance' | 'stepMs' | 'running' | 'waiting' | 'migrations',
   ): LineChart => ({
     title,
     caption,
@@ -135,6 +141,12 @@ function chartsOf(runs: readonly FinishedRun[]): LineChart[] {
   return [
     cdf('Time to first token', ({ result }) =>
       result.requests.map((one) => one.firstTokenMs - one.arrivalMs),
+    ),
+    cdf('Time per token after it', ({ result, trace }) =>
+      result.requests.flatMap(({ firstTokenMs, finishMs }, id) => {
+        const more = trace[id]!.outputTokens - 1;
+        return more > 0 ? [(finishMs - firstTokenMs) / more] : [];
+      }),
     ),
     cdf('End to end', ({ result }) => result.requests.map((one) => one.finishMs - one.arrivalMs)),
     series('Step time', 'ms, mean of each interval.', 'stepMs'),
@@ -150,14 +162,24 @@ function chartsOf(runs: readonly FinishedRun[]): LineChart[] {
       'Largest over mean pairs of a GPU, mean over layers; 1 is perfect.',
       'expertImbalance',
     ),
+    series(
+      'Migrations',
+      'Experts that began to move to another GPU, in each interval: a change of the placement.',
+      'migrations',
+    ),
   ];
+}
+
+/** A run of each policy, in order. */
+function firstSeeds<Run extends FinishedRun>(runs: readonly Run[]): Run[] {
+  return [...new Map(runs.toReversed().map((run) => [run.policy, run])).values()].reverse();
 }
 
 function cumulative(values: number[]): { x: number[]; y: number[] } {
   const sorted = values.sort((a, b) => a - b);
   const x: number[] = [];
   const y: number[] = [];
-  for (let n = 0; n <= CDF_POINTS; n++) {
+  for (let n = 0; sorted.length > 0 && n <= CDF_POINTS; n++) {
     const share = n / CDF_POINTS;
     x.push(sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))]!);
     y.push(share);
@@ -166,7 +188,7 @@ function cumulative(values: number[]): { x: number[]; y: number[] } {
 }
 
 function heatHtml(runs: readonly FinishedRun[]): string {
-  const firsts = [...new Map(runs.toReversed().map((run) => [run.policy, run])).values()].reverse();
+  const firsts = firstSeeds(runs);
   return `<h2>Load of the experts' GPUs</h2>
 <p class="small">Pairs that each GPU got in each layer over the whole run, over their mean; darker is more. Rest the pointer on a cell.</p>
 ${firsts.map(({ policy, result }) => `<figure><h3>${escapeHtml(policy)}</h3>${heatMapSvg(`Load under ${policy}`, result.expertLoad, 'layer', 'GPU')}</figure>`).join('\n')}`;

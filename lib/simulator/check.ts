@@ -11,6 +11,7 @@ import {
   ordinal,
 } from '../checks.js';
 import { POLICIES, QUEUE_POLICIES } from '../dispatch/validate.js';
+import { REPLICA_CHOICES } from '../validate.js';
 import {
   findServedModel,
   findServingHardware,
@@ -105,6 +106,7 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
       allToAll: engine.allToAll,
       hidesStep: engine.asyncScheduling,
       padUpToTokens: engine.padUpToTokens,
+      replicaChoice: engine.replicaChoice,
     },
     engine,
     routing: checkRouting(options.routing),
@@ -147,6 +149,7 @@ function checkEngine(
     'maxNumBatchedTokens',
     'kvBlocks',
     'allToAll',
+    'replicaChoice',
     'prefixCaching',
     'asyncScheduling',
     'padUpToTokens',
@@ -174,6 +177,7 @@ function checkEngine(
       given.kvBlocks ?? defaultBlocks(model, hardware, shape.tensorParallel, slotsPerGpu),
     ),
     allToAll: oneOf('options.engine.allToAll', given.allToAll ?? 'allgather-reducescatter', ALL_TO_ALLS),
+    replicaChoice: oneOf('options.engine.replicaChoice', given.replicaChoice ?? 'even', REPLICA_CHOICES),
     prefixCaching: boolean('options.engine.prefixCaching', given.prefixCaching ?? true),
     asyncScheduling: boolean('options.engine.asyncScheduling', given.asyncScheduling ?? true),
     padUpToTokens: ordinal('options.engine.padUpToTokens', given.padUpToTokens ?? 512),

@@ -10,6 +10,8 @@ import type { GroupShape, StepTimer } from './step-time.js';
 const NOISE_STREAM = 201;
 /** Standard normals that are used in turn. */
 const NOISE_COUNT = 8192;
+/** Another node. */
+const FARTHEST = 2;
 /** exp(−x) by table up to here, in so many parts of 1; beyond, 0. */
 const EXP_LIMIT = 16;
 const EXP_PARTS = 256;
@@ -43,13 +45,16 @@ export class ExpertLoad {
   /** `[layers][gpus * slotsPerGpu]` */
   placement: Int32Array;
   #slotsPerGpu = 0;
-  /** `[layers][experts]` */
-  #replicas: Int32Array;
-  /** `[profiles][layers][gpus]`: pairs of a token, and copies of a token under deduplication. */
-  #pairsOf: Float64Array;
-  #copiesOf: Float64Array;
-  /** Of the batch: `[layers][experts]`, `[layers][gpus]`, and `[ranks][layers][gpus]`. */
-  readonly #logMiss: Float64Array;
+  /**
+   * What a token brings, `[choices][profiles][layers]` of each, by the ranks' choices of replicas: one that all ranks have, or one
+   * each. `[gpus]`: its pairs, and its copies under deduplication. `[slots]`: log of the chance that it does not go there.
+   */
+  readonly #choices: number;
+  readonly #pairsOf: Float64Array;
+  readonly #copiesOf: Float64Array;
+  #missOf = new Float32Array(0);
+  /** Of the batch: `[layers][slots]`, `[layers][gpus]`, and `[ranks][layers][gpus]`. */
+  #logMiss = new Float64Array(0);
   readonly #pairs: Float64Array;
   readonly #copies: Float64Array;
   /** `[ranks][profiles]`: tokens in the batch, and tokens of steps since the window began. */
@@ -59,16 +64,15 @@ export class ExpertLoad {
   readonly total: Float64Array;
 
   constructor(tables: RoutingTables, shape: GroupShape, placement: Int32Array, seed: number) {
-    const { layers, experts, profiles } = tables;
+    const { layers, profiles } = tables;
     this.#tables = tables;
     this.#shape = shape;
     this.gpus = shape.ranks * shape.tensorParallel;
     const random = new Random(seed, NOISE_STREAM);
     this.#noise = Float64Array.from({ length: NOISE_COUNT }, () => random.normal());
-    this.#replicas = new Int32Array(layers * experts);
-    this.#pairsOf = new Float64Array(profiles * layers * this.gpus);
+    this.#choices = shape.replicaChoice === 'nearest' ? shape.ranks : 1;
+    this.#pairsOf = new Float64Array(this.#choices * profiles * layers * this.gpus);
     this.#copiesOf = new Float64Array(shape.allToAll === 'a2a-dedup' ? this.#pairsOf.length : 0);
-    this.#logMiss = new Float64Array(layers * experts);
     this.#pairs = new Float64Array(layers * this.gpus);
     this.#copies = new Float64Array(this.#travels ? shape.ranks * this.#pairs.length : 0);
     this.batch = new Float64Array(shape.ranks * profiles);
@@ -85,33 +89,82 @@ export class ExpertLoad {
 
   /** Puts a placement in force, or takes up routing tables that have changed. */
   place(placement: Int32Array): void {
-    const { layers, experts, profiles, chance, logMiss } = this.#tables;
-    const { gpus } = this;
+    const { layers, profiles } = this.#tables;
     const slots = placement.length / layers;
     this.placement = placement;
-    this.#slotsPerGpu = slots / gpus;
-    this.#replicas.fill(0);
-    for (let n = 0; n < placement.length; n++) {
-      const expert = placement[n]!;
-      if (expert >= 0) this.#replicas[Math.floor(n / slots) * experts + expert]! += 1;
+    this.#slotsPerGpu = slots / this.gpus;
+    if (this.#logMiss.length !== placement.length) {
+      this.#logMiss = new Float64Array(placement.length);
+      this.#missOf = new Float32Array(this.#choices * profiles * placement.length);
     }
     this.#pairsOf.fill(0);
     this.#copiesOf.fill(0);
-    const deduplicates = this.#copiesOf.length > 0;
-    for (let profile = 0; profile < profiles; profile++) {
-      for (let n = 0; n < placement.length; n++) {
-        const expert = placement[n]!;
-        if (expert < 0) continue;
-        const layer = Math.floor(n / slots);
-        const row = layer * experts + expert;
-        const from = profile * layers * experts + row;
-        const to = (profile * layers + layer) * gpus + Math.floor((n % slots) / this.#slotsPerGpu);
-        this.#pairsOf[to]! += chance[from]! / this.#replicas[row]!;
-        if (deduplicates) this.#copiesOf[to]! += logMiss[from]! / this.#replicas[row]!;
-      }
+    for (let choice = 0; choice < this.#choices; choice++) {
+      const shares = this.#sharesOf(choice);
+      for (let profile = 0; profile < profiles; profile++) this.#placeProfile(choice, profile, shares);
     }
     for (let n = 0; n < this.#copiesOf.length; n++) this.#copiesOf[n] = -Math.expm1(this.#copiesOf[n]!);
     this.#rebuild();
+  }
+
+  #placeProfile(choice: number, profile: number, shares: Float64Array): void {
+    const { layers, experts, profiles, chance, logMiss } = this.#tables;
+    const { placement, gpus } = this;
+    const slots = placement.length / layers;
+    const row = choice * profiles + profile;
+    const deduplicates = this.#copiesOf.length > 0;
+    for (let n = 0; n < placement.length; n++) {
+      const expert = placement[n]!;
+      if (expert < 0) continue;
+      const layer = Math.floor(n / slots);
+      const from = (profile * layers + layer) * experts + expert;
+      const to = (row * layers + layer) * gpus + Math.floor((n % slots) / this.#slotsPerGpu);
+      const miss = shares[n]! * logMiss[from]!;
+      this.#missOf[row * placement.length + n] = miss;
+      this.#pairsOf[to]! += shares[n]! * chance[from]!;
+      if (deduplicates) this.#copiesOf[to]! += miss;
+    }
+  }
+
+  /**
+   * The part of an expert's tokens that each slot gets, `[layers][slots]`: all of its replicas alike, or those nearest to the rank,
+   * which are on its own GPUs, else on its node, else anywhere.
+   */
+  #sharesOf(rank: number): Float64Array {
+    const { layers, experts } = this.#tables;
+    const { placement } = this;
+    const slots = placement.length / layers;
+    const isNearest = this.#shape.replicaChoice === 'nearest';
+    const shares = new Float64Array(placement.length);
+    const nearest = new Uint8Array(experts);
+    const sharing = new Int32Array(experts);
+    const distance = (slot: number) => (isNearest ? this.#distance(rank, slot) : 0);
+    for (let layer = 0; layer < layers; layer++) {
+      const row = placement.subarray(layer * slots, (layer + 1) * slots);
+      nearest.fill(FARTHEST + 1);
+      for (let slot = 0; slot < slots; slot++) {
+        const expert = row[slot]!;
+        if (expert < 0 || distance(slot) > nearest[expert]!) continue;
+        sharing[expert] = distance(slot) === nearest[expert]! ? sharing[expert]! + 1 : 1;
+        nearest[expert] = distance(slot);
+      }
+      for (let slot = 0; slot < slots; slot++) {
+        const expert = row[slot]!;
+        if (expert >= 0 && distance(slot) === nearest[expert]!)
+          shares[layer * slots + slot] = 1 / sharing[expert]!;
+      }
+    }
+    return shares;
+  }
+
+  /** 0 on a GPU of the rank's own, 1 on its node, else 2. */
+  #distance(rank: number, slot: number): number {
+    const { tensorParallel, nodes } = this.#shape;
+    const gpu = Math.floor(slot / this.#slotsPerGpu);
+    if (Math.floor(gpu / tensorParallel) === rank) return 0;
+    const perNode = this.gpus / nodes;
+    const isNear = Math.floor(gpu / perNode) === Math.floor((rank * tensorParallel) / perNode);
+    return isNear ? 1 : FARTHEST;
   }
 
   /** Sums of the batch from its tokens: after a change of tables, and now and then against rounding. */
@@ -134,14 +187,19 @@ export class ExpertLoad {
     this.#addSums(rank, profile, tokens);
   }
 
+  /** The row of a token's figures. */
+  #rowOf(rank: number, profile: number): number {
+    return (this.#choices > 1 ? rank * this.#tables.profiles : 0) + profile;
+  }
+
   #addSums(rank: number, profile: number, tokens: number): void {
-    const { layers, experts, logMiss } = this.#tables;
-    const size = layers * experts;
-    const from = profile * size;
     const sums = this.#logMiss;
-    for (let n = 0; n < size; n++) sums[n]! += tokens * logMiss[from + n]!;
-    const width = layers * this.gpus;
-    const row = profile * width;
+    const size = sums.length;
+    const own = this.#rowOf(rank, profile);
+    const from = own * size;
+    for (let n = 0; n < size; n++) sums[n]! += tokens * this.#missOf[from + n]!;
+    const width = this.#pairs.length;
+    const row = own * width;
     for (let n = 0; n < width; n++) this.#pairs[n]! += tokens * this.#pairsOf[row + n]!;
     if (!this.#travels) return;
     const copies = this.#copiesOf.length > 0 ? this.#copiesOf : this.#pairsOf;
@@ -185,17 +243,11 @@ export class ExpertLoad {
 
   /** Expected experts of each GPU that at least one token goes to. */
   #activeOf(layer: number, active: Float64Array): void {
-    const { experts } = this.#tables;
     const perGpu = this.#slotsPerGpu;
-    const row = layer * experts;
     let slot = layer * this.gpus * perGpu;
     for (let gpu = 0; gpu < this.gpus; gpu++) {
       let sum = 0;
-      for (let k = 0; k < perGpu; k++, slot++) {
-        const expert = this.placement[slot]!;
-        if (expert < 0) continue;
-        sum += 1 - expOf(this.#logMiss[row + expert]! / this.#replicas[row + expert]!);
-      }
+      for (let k = 0; k < perGpu; k++, slot++) sum += 1 - expOf(this.#logMiss[slot]!);
       active[gpu] = sum;
     }
   }

@@ -78,6 +78,7 @@ export class Rearranger {
       experts: model.experts,
       gpus,
       slotsPerGpu: this.slotsPerGpu,
+      replicaChoice: shape.replicaChoice,
       computeCost,
       commCost,
       // A move is paid for once, and its placement serves until the next plan: of that, the window is a part.

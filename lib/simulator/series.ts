@@ -18,6 +18,8 @@ export class Series {
   readonly #everyMs: number;
   readonly #engines: readonly Engine[];
   readonly #points = new Map<number, Point>();
+  /** By the number of the point, which may have no step of its own. */
+  readonly #migrations = new Map<number, number>();
 
   constructor(everyMs: number, engines: readonly Engine[]) {
     this.#everyMs = everyMs;
@@ -37,6 +39,12 @@ export class Series {
     point.expertImbalance += ms * expertImbalance;
     point.stepMs += ms;
     point.steps += 1;
+  }
+
+  /** Experts began to move to other GPUs. */
+  moved(nowMs: number, migrations: number): void {
+    const number = Math.floor(nowMs / this.#everyMs);
+    this.#migrations.set(number, (this.#migrations.get(number) ?? 0) + migrations);
   }
 
   /** Levels are those at the point's first step. */
@@ -65,7 +73,18 @@ export class Series {
       stepMs: column((point) => point.stepMs / point.steps),
       running: column(({ running }) => running),
       waiting: column(({ waiting }) => waiting),
+      migrations: this.#migrationsAt(sorted.map(([number]) => number)),
       kvUsage: this.#engines.map((_, engine) => column(({ kvUsage }) => kvUsage[engine]!)),
     };
+  }
+
+  /** Moves of a time without a step count for the point that follows, or for the last one. */
+  #migrationsAt(numbers: readonly number[]): number[] {
+    const sums = numbers.map(() => 0);
+    for (const [number, migrations] of this.#migrations) {
+      const at = numbers.findIndex((point) => point >= number);
+      sums[at < 0 ? sums.length - 1 : at]! += migrations;
+    }
+    return sums;
   }
 }

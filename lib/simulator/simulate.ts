@@ -246,6 +246,7 @@ class Simulation {
     this.#moves[n] = move;
     this.#readyMs[n] = this.#nowMs + move.stallMs;
     this.#groups[n]!.timer.linkShare = this.#rearrangers[n]!.linkLeft;
+    this.#series.moved(this.#nowMs, move.migrations);
     this.#counters.rearrangements += 1;
     this.#counters.migrations += move.migrations;
     this.#counters.stallMs += move.stallMs;

@@ -2,6 +2,7 @@
  * How long a step takes: attention, dense products, experts and collectives of one lockstep group, from what each rank has in
  * its batch. docs/SIMULATION.md has the formulas. Times in here are µs.
  */
+import type { ReplicaChoice } from '../types.js';
 import { elementBytes, type Gemm, type Link, type ServedModel, type ServingHardware } from './hardware.js';
 import { type Grid, lookUp, type ProfileTables } from './tables.js';
 import type { SimulatedAllToAll } from './types.js';
@@ -28,6 +29,7 @@ export interface GroupShape {
   /** What the engine does between steps happens while the step before runs. */
   hidesStep: boolean;
   padUpToTokens: number;
+  replicaChoice: ReplicaChoice;
 }
 
 const MICROS_PER_TERA = 1e-6;
@@ -124,17 +126,18 @@ export class StepTimer {
       micros = this.#layer(tokens, hasExperts);
       known.set(tokens, micros);
     }
-    return micros;
+    // Not kept with the rest: a transfer of weights slows links for a while.
+    return micros + this.#allReduce(tokens) * (hasExperts ? 1 : 2);
   }
 
+  /** What stays the same for so many tokens. */
   #layer(tokens: number, hasExperts: boolean): number {
     const { layerMicros } = this.#hardware;
     const { attention, shared, dense } = this.#model;
     const rest = (hasExperts ? shared : dense).reduce((sum, gemm) => sum + this.#gemm(gemm, tokens), 0);
-    const split = this.#allReduce(tokens) * (hasExperts ? 1 : 2);
     const measured = this.#tables.dense;
     if (measured === undefined || this.#shape.tensorParallel > 1) {
-      return layerMicros + split + rest + attention.reduce((sum, gemm) => sum + this.#gemm(gemm, tokens), 0);
+      return layerMicros + rest + attention.reduce((sum, gemm) => sum + this.#gemm(gemm, tokens), 0);
     }
     const small = (count: number) =>
       ['layernorm', 'layernorm', 'qk_norm', 'rotary_emb'].reduce(
@@ -143,7 +146,7 @@ export class StepTimer {
       );
     const large = ['qkv_proj', 'o_proj'].reduce((sum, name) => sum + timeOf(measured, name, tokens), 0);
     // Norms and rotary embedding are measured; of the constant, only the router's choice is left.
-    return small(tokens) + large + CHOICE_MICROS + split + rest;
+    return small(tokens) + large + CHOICE_MICROS + rest;
   }
 
   #gemm({ rows, columns, split }: Gemm, tokens: number): number {

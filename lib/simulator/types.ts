@@ -1,6 +1,6 @@
 /** What a simulation takes and gives. Times are ms from the start of the trace, lengths are tokens, shares lie in 0…1. */
 import type { DispatchPolicy, DispatchStages, PressureWeights, QueuePolicy } from '../dispatch/types.js';
-import type { PlacementProblem, PlanProgress } from '../types.js';
+import type { PlacementProblem, PlanProgress, ReplicaChoice } from '../types.js';
 import type { ServedModel, ServingHardware } from './hardware.js';
 import type { ProfileTables } from './tables.js';
 
@@ -34,6 +34,11 @@ export interface EngineSettings {
   kvBlocks?: number;
   /** Default `allgather-reducescatter`. */
   allToAll?: SimulatedAllToAll;
+  /**
+   * How a token finds a replica of its expert: `even`, all alike, or `nearest`, as SGLang's static choice: one on its rank's own
+   * GPUs, else on its node, else any; equals evenly. Planners are told. Default `even`.
+   */
+  replicaChoice?: ReplicaChoice;
   /** Plan a step while the one before runs, as vLLM does: what arrives meanwhile waits one step more. Default true. */
   asyncScheduling?: boolean;
   /** Batches up to so many tokens are padded to the group's largest, as captured graphs need. Default 512, as vLLM's. */
@@ -212,6 +217,8 @@ export interface SimulationSeries {
   stepMs: number[];
   running: number[];
   waiting: number[];
+  /** Experts that began to move to another GPU. */
+  migrations: number[];
   /** `[engines][points]` */
   kvUsage: number[][];
 }

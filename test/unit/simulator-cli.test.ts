@@ -96,6 +96,40 @@ describe('gimbal simulate', () => {
     expect(scaled.runs[0].requests[9].arrivalMs).toBe(4500);
   });
 
+  it('takes recorded choices for routing, and a rule for replicas', async () => {
+    // 64 tokens, one layer, eight of 128 experts each; a quarter of them everybody's.
+    const ids = Uint32Array.from({ length: 64 * 8 }, (_, n) => (n % 8 < 4 ? n % 8 : 4 + ((n * 7) % 124)));
+    folder.write('topk.npy', npy([64, 1, 8], ids));
+    const words = [...SYNTHETIC, '--policy', 'vllm/fcfs/static', '--redundant-experts', '16', '--json'];
+    const run = async (...more: string[]) => {
+      const { stdout, stderr } = await gimbal([...words, '--routing', folder.at('topk.npy'), ...more]);
+      expect(stderr).toBe('');
+      return JSON.parse(stdout);
+    };
+    const [even, nearest] = [await run(), await run('--replica-choice', 'nearest')];
+    expect(even.notes.join()).toContain('routing: recorded');
+    expect(even.runs[0].expertLoad).not.toEqual(nearest.runs[0].expertLoad);
+    // Experts 0 to 3 lie on GPU 0 and are half of all traffic.
+    expect(even.runs[0].expertLoad[5][0]).toBeGreaterThan(1.2);
+  });
+
+  it('draws a page of answers that have one token each', async () => {
+    folder.write('short.csv', 'arrivalMs,inputTokens,outputTokens\n0,100,1\n5,100,1\n');
+    const words = [
+      '--trace',
+      folder.at('short.csv'),
+      '--policy',
+      'gimbal',
+      '--report',
+      folder.at('short.html'),
+    ];
+    expect((await gimbal(['simulate', ...CLUSTER, ...words])).code).toBe(0);
+    const page = readFileSync(folder.at('short.html'), 'utf8');
+    expect(page).toContain('Time per token after it');
+    expect(page).not.toContain('points="NaN');
+    expect(page).not.toContain('null');
+  });
+
   it('tells progress where it is asked to', async () => {
     const { stderr } = await gimbal([...SYNTHETIC, '--policy', 'gimbal', '--progress']);
     expect(stderr).toMatch(/gimbal: simulating █+ 100 %/);
@@ -108,6 +142,13 @@ describe('gimbal simulate', () => {
     ['a rate of nothing', [...SYNTHETIC, '--rate', '0'], 2, /--rate/],
     ['an odd limit', [...SYNTHETIC, '--slo', 'e2e=5'], 2, /--slo/],
     ['two routings', [...SYNTHETIC, '--routing', folder.at('counts.npy'), '--sigma', '1'], 2, /--sigma/],
+    ['an unknown rule for replicas', [...SYNTHETIC, '--replica-choice', 'far'], 2, /--replica-choice/],
+    [
+      'choices of another model',
+      [...SYNTHETIC, '--routing', folder.at('counts.npy')],
+      3,
+      /counts\.npy: shape.*\[tokens, layers, 8\]/,
+    ],
     ['a file that is not there', ['simulate', ...CLUSTER, '--trace', folder.at('none.csv')], 6, /none\.csv/],
     [
       'a file that is no trace',
@@ -136,6 +177,8 @@ describe.skipIf(CHROMIUM === undefined)('the page of a simulation in a browser (
       '--policy',
       'vllm',
       'gimbal',
+      '--rearrange-every',
+      '60',
       '--report',
       report,
     ]);
@@ -153,7 +196,7 @@ describe.skipIf(CHROMIUM === undefined)('the page of a simulation in a browser (
       expect(complaints).toEqual([]);
       expect(requests.filter((url) => !url.startsWith('data:'))).toEqual([`file://${report}`]);
       expect(await page.locator('img').count()).toBe(0);
-      expect(await page.locator('figure[data-plot] polyline').count()).toBe(7 * 2);
+      expect(await page.locator('figure[data-plot] polyline').count()).toBe(9 * 2);
       // 48 layers by 4 GPUs, for each policy.
       expect(await page.locator('svg rect').count()).toBe(2 * 48 * 4);
       const lines = page.locator('polyline[data-series="vllm"]');
@@ -164,6 +207,23 @@ describe.skipIf(CHROMIUM === undefined)('the page of a simulation in a browser (
       expect(await page.locator('figure[data-plot="0"] .told').textContent()).toMatch(
         /gimbal: 0\.\d+ at \d+/,
       );
+      // All tokens but the first of 20, over the time that they took; and placements that changed, in both colours.
+      const plot = page.locator('figure[data-plot]', { hasText: 'Time per token' });
+      await plot.locator('svg').hover();
+      expect(await plot.locator('.told').textContent()).toMatch(/^vllm: 0\.\d+ at \d+\.\d+; gimbal: /);
+      const moved: number[][] = await page.evaluate(
+        `JSON.parse(document.getElementById('report-data').textContent).at(-1).lines.map(({ y }) => y)`,
+      );
+      // EPLB's rule moves at each plan.
+      expect(moved.length).toBe(2);
+      expect(Math.max(...moved[0]!)).toBeGreaterThan(0);
+      const moves = page.locator('figure[data-plot]', { hasText: 'Migrations' }).locator('polyline');
+      const colours = await moves.evaluateAll((all) => all.map((one) => one.getAttribute('stroke')));
+      expect(colours).toEqual(
+        await page
+          .locator('label span')
+          .evaluateAll((all) => all.map((one) => (one.getAttribute('style') ?? '').replace('color:', ''))),
+      );
       const background = () => page.evaluate('getComputedStyle(document.body).backgroundColor');
       const before = await background();
       await page.locator('#theme').click();
@@ -172,7 +232,7 @@ describe.skipIf(CHROMIUM === undefined)('the page of a simulation in a browser (
       const plain = await browser.newPage({ javaScriptEnabled: false });
       await plain.goto(`file://${report}`);
       expect(await plain.locator('table').first().textContent()).toContain('TTFT mean');
-      expect(await plain.locator('polyline').count()).toBe(14);
+      expect(await plain.locator('polyline').count()).toBe(18);
     } finally {
       await browser.close();
     }
