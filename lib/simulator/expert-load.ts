@@ -30,6 +30,9 @@ function expOf(x: number): number {
 export interface StepLoad {
   /** Experts and their collectives, all layers. */
   micros: number;
+  /** Experts alone; and what they took, were the step's pairs and active experts the same on each live GPU. */
+  expertMicros: number;
+  evenMicros: number;
   /** Largest over mean pairs of a GPU, mean over layers; 1 where there are none. */
   imbalance: number;
 }
@@ -38,6 +41,8 @@ export class ExpertLoad {
   readonly #tables: RoutingTables;
   readonly #shape: GroupShape;
   readonly gpus: number;
+  /** GPUs that hold any expert. */
+  #live = 0;
   readonly #noise: Float64Array;
   #noiseAt = 0;
   /** `[layers][gpus * slotsPerGpu]` */
@@ -78,6 +83,16 @@ export class ExpertLoad {
     this.place(placement);
   }
 
+  get layers(): number {
+    return this.#tables.layers;
+  }
+
+  /** How likely each expert is for a token of the profile. `[layers][experts]` */
+  chances(profile: number): Float32Array {
+    const { layers, experts, chance } = this.#tables;
+    return chance.subarray(profile * layers * experts, (profile + 1) * layers * experts);
+  }
+
   /** Bytes depend on the placement. */
   get #travels(): boolean {
     return this.#shape.allToAll !== 'allgather-reducescatter';
@@ -95,6 +110,7 @@ export class ExpertLoad {
       const expert = placement[n]!;
       if (expert >= 0) this.#replicas[Math.floor(n / slots) * experts + expert]! += 1;
     }
+    this.#live = this.#countLive();
     this.#pairsOf.fill(0);
     this.#copiesOf.fill(0);
     const deduplicates = this.#copiesOf.length > 0;
@@ -112,6 +128,14 @@ export class ExpertLoad {
     }
     for (let n = 0; n < this.#copiesOf.length; n++) this.#copiesOf[n] = -Math.expm1(this.#copiesOf[n]!);
     this.#rebuild();
+  }
+
+  #countLive(): number {
+    const live = new Set<number>();
+    for (const [n, expert] of this.placement.entries()) {
+      if (expert >= 0) live.add(Math.floor(n / this.#slotsPerGpu) % this.gpus);
+    }
+    return live.size;
   }
 
   /** Sums of the batch from its tokens: after a change of tables, and now and then against rounding. */
@@ -155,10 +179,12 @@ export class ExpertLoad {
     const { gpus } = this;
     const common = this.#travels ? 0 : timer.gatherScatter(padded, most);
     const active = new Float64Array(gpus);
-    let micros = 0;
+    let expertMicros = 0;
+    let evenMicros = 0;
+    let travelMicros = 0;
     let imbalance = 0;
     for (let layer = 0; layer < layers; layer++) {
-      this.#activeOf(layer, active);
+      const allActive = this.#activeOf(layer, active);
       let slowest = 0;
       let most = 0;
       let sum = 0;
@@ -170,11 +196,18 @@ export class ExpertLoad {
         const own = timer.experts(active[gpu]!, pairs, tokens);
         if (own > slowest) slowest = own;
       }
-      micros += slowest + (this.#travels ? this.#travelMicros(timer, layer) : common);
-      imbalance += sum > 0 ? (most * gpus) / sum : 1;
+      expertMicros += slowest;
+      evenMicros += timer.experts(allActive / this.#live, sum / this.#live, tokens);
+      travelMicros += this.#travels ? this.#travelMicros(timer, layer) : common;
+      imbalance += sum > 0 ? (most * this.#live) / sum : 1;
     }
     for (let n = 0; n < this.window.length; n++) this.window[n]! += this.batch[n]!;
-    return { micros, imbalance: imbalance / layers };
+    return {
+      micros: expertMicros + travelMicros,
+      expertMicros,
+      evenMicros,
+      imbalance: imbalance / layers,
+    };
   }
 
   /** Expectation with the spread of a sum of many rare choices. */
@@ -183,12 +216,13 @@ export class ExpertLoad {
     return pairs <= 0 ? 0 : Math.max(0, pairs + this.#noise[this.#noiseAt]! * Math.sqrt(pairs));
   }
 
-  /** Expected experts of each GPU that at least one token goes to. */
-  #activeOf(layer: number, active: Float64Array): void {
+  /** Expected experts of each GPU that at least one token goes to; returns their sum. */
+  #activeOf(layer: number, active: Float64Array): number {
     const { experts } = this.#tables;
     const perGpu = this.#slotsPerGpu;
     const row = layer * experts;
     let slot = layer * this.gpus * perGpu;
+    let all = 0;
     for (let gpu = 0; gpu < this.gpus; gpu++) {
       let sum = 0;
       for (let k = 0; k < perGpu; k++, slot++) {
@@ -197,7 +231,9 @@ export class ExpertLoad {
         sum += 1 - expOf(this.#logMiss[row + expert]! / this.#replicas[row + expert]!);
       }
       active[gpu] = sum;
+      all += sum;
     }
+    return all;
   }
 
   /** GPU j of a rank has its j-th part of the rank's tokens, and sends nothing to itself. */
@@ -242,12 +278,17 @@ export class ExpertLoad {
 
   /** Tokens that each source sent to each expert since the window began: `[layers][ranks][experts]`. */
   windowTokens(): Uint32Array {
+    return this.expertTokens(this.window);
+  }
+
+  /** Tokens that each source sends to each expert, of so many of each profile, `[ranks][profiles]`: `[layers][ranks][experts]`. */
+  expertTokens(counts: Float64Array): Uint32Array {
     const { layers, experts, profiles, chance } = this.#tables;
     const { ranks } = this.#shape;
     const sums = new Float64Array(layers * ranks * experts);
     for (let rank = 0; rank < ranks; rank++) {
       for (let profile = 0; profile < profiles; profile++) {
-        const tokens = this.window[rank * profiles + profile]!;
+        const tokens = counts[rank * profiles + profile]!;
         if (tokens === 0) continue;
         for (let layer = 0; layer < layers; layer++) {
           const from = (profile * layers + layer) * experts;
