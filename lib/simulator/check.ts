@@ -385,7 +385,8 @@ function checkFailures(
         (other.backMs ?? Number.POSITIVE_INFINITY) > failure.atMs,
     );
     const lost = new Set(together.map(({ gpu }) => gpu));
-    if (lost.size < together.length) throw invalid(field, 'a GPU that is there', `${failure.gpu}, lost already`);
+    if (lost.size < together.length)
+      throw invalid(field, 'a GPU that is there', `${failure.gpu}, lost already`);
     const engines = new Set([...lost].map((gpu) => Math.floor(gpu / tensorParallel)));
     if (engines.size === ranks) throw invalid(field, 'an engine of the group that is left', 'the last one');
     const slots = (gpus - lost.size) * slotsPerGpu;

@@ -2,7 +2,13 @@
  * The product's controller over a simulated group: RoutingStatistics fed with what engines tell of a share of the requests, a look
  * every so many ms, the product's planner, and the product's decision. Only the clock and the requests are simulated.
  */
-import { DECISION_DEFAULTS, type DecisionHistory, decide, type Prospect, reasonToWait } from '../controller/decide.js';
+import {
+  DECISION_DEFAULTS,
+  type DecisionHistory,
+  decide,
+  type Prospect,
+  reasonToWait,
+} from '../controller/decide.js';
 import { Planner } from '../planner.js';
 import { Random } from '../random.js';
 import { RoutingStatistics } from '../statistics/routing-statistics.js';
@@ -102,7 +108,12 @@ export class ControllerPolicy implements PlacementPolicy {
     both.set(plan.physicalToLogical, whole.incumbent!.length);
     if (gpusChanged) {
       this.#pendingScore = Infinity;
-      this.decisions.push({ atMs: nowMs, rearranged: true, reason: 'gpus-changed', migrations: plan.migrations });
+      this.decisions.push({
+        atMs: nowMs,
+        rearranged: true,
+        reason: 'gpus-changed',
+        migrations: plan.migrations,
+      });
       return plan.physicalToLogical;
     }
     const result = await this.#planner.evaluate({ ...whole, migrationCost: 0 }, both);
@@ -118,7 +129,7 @@ export class ControllerPolicy implements PlacementPolicy {
       incumbentMs: (inc * windows) / 1e6,
       candidateMs: (cand * windows) / 1e6,
       spreadMs: 0,
-      costMs: plan.migrations * this.#moveMs / whole.gpus,
+      costMs: (plan.migrations * this.#moveMs) / whole.gpus,
       incumbentScore: inc / plan.lowerBound,
       candidateScore: cand / plan.lowerBound,
       migrations: plan.migrations,

@@ -31,7 +31,7 @@ const DETECTION_MS = 1000;
 const BYTES_PER_GIGA = 1e9;
 const MS_PER_SECOND = 1000;
 /** Their weights move beside the work unless told otherwise. */
-const OVERLAPPING: unknown[] = ['gimbal', 'periodic', 'swift'];
+const OVERLAPPING: unknown[] = ['static', 'gimbal', 'periodic', 'swift'];
 
 export interface Move {
   placement: Int32Array;

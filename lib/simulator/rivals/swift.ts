@@ -101,7 +101,9 @@ class SwiftLayer {
     const { home, spare } = this.#split();
     for (const slot of spare) this.slots[slot] = -1;
     const wanted = this.#heaviest(spare.length);
-    const shares = this.#loads.map((load, expert) => load / (1 + wanted.filter((one) => one === expert).length));
+    const shares = this.#loads.map(
+      (load, expert) => load / (1 + wanted.filter((one) => one === expert).length),
+    );
     const sums = this.#gpuLoads(shares);
     for (const expert of wanted.sort((a, b) => shares[b]! - shares[a]! || a - b)) {
       const from = home.get(expert)!;
@@ -147,12 +149,7 @@ class SwiftLayer {
     });
   }
 
-  #bestSlot(
-    spare: readonly number[],
-    expert: number,
-    from: number,
-    sums: Float64Array,
-  ): number | undefined {
+  #bestSlot(spare: readonly number[], expert: number, from: number, sums: Float64Array): number | undefined {
     let best: number | undefined;
     for (const slot of spare) {
       const gpu = this.#gpuOf(slot);
