@@ -64,7 +64,7 @@ const CLUSTERS: Cluster[] = [
       hardware: 'H100',
       dp: 32,
       nodes: 4,
-      simulatedLayers: 6,
+      simulatedLayers: 4,
       engine: { allToAll: 'a2a-dedup', maxNumSeqs: 256, maxNumBatchedTokens: 512 },
     },
     rearrangement: { redundantExperts: 32 },

@@ -35,7 +35,6 @@ export class ControllerPolicy implements PlacementPolicy {
   #history: DecisionHistory = { failures: 0 };
   #pendingScore = 1;
   #nextMs: number;
-  #servedSince = { ms: 0, tokens: 0 };
 
   constructor(setting: CheckedSimulation, problem: Omit<PlacementProblem, 'tokens'>, moveMs: number) {
     const { rearrangement, seed } = setting;
@@ -48,6 +47,7 @@ export class ControllerPolicy implements PlacementPolicy {
       layers,
       sources,
       experts,
+      ...(process.env.PRIOR ? { priorTokens: Number(process.env.PRIOR) } : {}),
       ...(halfLifeTokens === undefined ? {} : { halfLifeTokens }),
     });
     this.#random = new Random(seed, SAMPLE_STREAM);
@@ -80,7 +80,7 @@ export class ControllerPolicy implements PlacementPolicy {
     if (nowMs < this.#nextMs && !gpusChanged) return undefined;
     while (this.#nextMs <= nowMs) this.#nextMs += this.#options.lookEveryMs;
     const { tokens } = this.#statistics.confidence();
-    const least = tokens.reduce((a, b) => Math.min(a, b));
+    const least = tokens.reduce((a, b) => a + b, 0) / tokens.length;
     const waits = reasonToWait(this.#rules, { nowMs, tokens: least, gpusChanged }, this.#history);
     if (waits !== undefined) {
       this.decisions.push({ atMs: nowMs, rearranged: false, reason: waits });
@@ -92,13 +92,13 @@ export class ControllerPolicy implements PlacementPolicy {
   async #look({ group, nowMs, gpusChanged, problem }: PlanningOccasion): Promise<Int32Array | undefined> {
     const { seed, model } = this.#setting;
     const whole = { ...problem(), tokens: this.#statistics.counts() };
-    const served = group.prefillTokens + group.decodeTokens;
-    const tokensPerMs = (served - this.#servedSince.tokens) / (nowMs - this.#servedSince.ms);
-    this.#servedSince = { ms: nowMs, tokens: served };
+    const tokensPerMs = Math.max(1e-9, (group.prefillTokens + group.decodeTokens) / nowMs);
     const pairs = whole.tokens.reduce((a, b) => a + b, 0) / whole.layers;
     const windowMs = pairs / model.topK / tokensPerMs;
     const windows = this.#rules.horizonMs / windowMs;
-    const migrationCost = ((this.#moveMs * 1e6) / windows) * Number(process.env.PRICE ?? 1);
+    const cost = whole.computeCost as Float64Array;
+    const even = (whole.tokens.reduce((a, b) => a + b, 0) * cost[0]!) / whole.gpus / whole.layers;
+    const migrationCost = (this.#moveMs * 1e6) / windows + Number(process.env.RHO ?? 0) * even;
     const plan = await this.#planner.plan(
       { ...whole, migrationCost },
       { seed, backend: 'cpu', effort: this.#options.effort },
@@ -107,7 +107,7 @@ export class ControllerPolicy implements PlacementPolicy {
     both.set(whole.incumbent!);
     both.set(plan.physicalToLogical, whole.incumbent!.length);
     if (gpusChanged) {
-      this.#pendingScore = Infinity;
+      this.#pendingScore = plan.objective / plan.lowerBound;
       this.decisions.push({
         atMs: nowMs,
         rearranged: true,
