@@ -123,7 +123,9 @@ export class Considering {
         incumbentGpus: gpus,
         incumbentSlotsPerGpu: slotsPerGpu,
         // Paid for once in the horizon; of that, the window is a part.
-        migrationCost: (roundMs(migration) * NS_PER_MS * windowMs) / rules.horizonMs,
+        migrationCost:
+          (roundMs(migration) * NS_PER_MS * windowMs) / rules.horizonMs +
+          rules.leastMoveShare * evenLayerNs(counted.problem),
       },
       { ...plan, signal },
     );
@@ -174,6 +176,14 @@ export class Considering {
     const decision = decide(rules, prospect, history, { gpusChanged: false });
     return { decision, plan, schedule, prospect, optimismMs };
   }
+}
+
+/** Of the window: what a layer's experts take where their load is even over the live GPUs, the mean of the layers. */
+function evenLayerNs({ layers, gpus, tokens, computeCost, deadGpus = [] }: PlacementProblem): number {
+  const sum = tokens.reduce((total, count) => total + count, 0);
+  const costs = typeof computeCost === 'number' ? [computeCost] : Array.from(computeCost);
+  const cost = costs.reduce((total, own) => total + own, 0) / costs.length;
+  return (sum * cost) / (gpus - deadGpus.length) / layers;
 }
 
 function prospectOf(

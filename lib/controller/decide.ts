@@ -17,6 +17,11 @@ export interface DecisionRules {
   certainty?: number;
   /** The incumbent's score must be past the committed one by this share. Default 0.01. */
   hysteresis?: number;
+  /**
+   * What a move must save, as a share of the time of a layer whose experts' load is even: less than that is mostly noise, and is moved
+   * back with the next plan. Part of the plan's price for a move. Default 0.01.
+   */
+  leastMoveShare?: number;
   /** Tokens that a source must have behind it on average, in every layer. Default 256. */
   leastTokens?: number;
   /** Statistics to which nothing has come for so long tell of another time. Default 120,000. */
@@ -32,6 +37,7 @@ export const DECISION_DEFAULTS: Required<DecisionRules> = {
   leastGainShare: 0.01,
   certainty: 2,
   hysteresis: 0.01,
+  leastMoveShare: 0.01,
   leastTokens: 256,
   staleStatisticsMs: 120_000,
   backoffMs: 30_000,

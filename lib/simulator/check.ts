@@ -10,7 +10,6 @@ import {
   oneOf,
   ordinal,
 } from '../checks.js';
-import { DECISION_DEFAULTS } from '../controller/decide.js';
 import { POLICIES, QUEUE_POLICIES } from '../dispatch/validate.js';
 import {
   findServedModel,
@@ -340,16 +339,12 @@ function checkRearrangement(given: Rearrangement = {}): Rearrangement {
 
 function checkController(given: SimulatedController): void {
   const field = 'options.rearrangement.controller';
-  checkKeys(field, given, ['lookEveryMs', 'sampleShare', 'halfLifeTokens', 'rules', 'effort']);
-  const { lookEveryMs, sampleShare, rules, effort } = given;
+  checkKeys(field, given, ['lookEveryMs', 'sampleShare', 'halfLifeTokens', 'priorTokens', 'rules', 'effort']);
+  const { lookEveryMs, sampleShare, effort } = given;
   if (lookEveryMs !== undefined) aboveZero(`${field}.lookEveryMs`, lookEveryMs);
   if (sampleShare !== undefined && !(sampleShare > 0 && sampleShare <= 1))
     throw invalid(`${field}.sampleShare`, 'a share above 0, at most 1', describe(sampleShare));
   if (effort !== undefined) oneOf(`${field}.effort`, effort, EFFORTS);
-  if (rules === undefined) return;
-  const names = Object.keys(DECISION_DEFAULTS) as (keyof typeof DECISION_DEFAULTS)[];
-  checkKeys(`${field}.rules`, rules, names);
-  for (const name of names) if (rules[name] !== undefined) atLeastZero(`${field}.rules.${name}`, rules[name]);
 }
 
 function checkLayers(given: number | undefined, moeLayers: number): number {

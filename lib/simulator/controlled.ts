@@ -1,70 +1,96 @@
 /**
  * The product's controller over a simulated group: RoutingStatistics fed with what engines tell of a share of the requests, a look
- * every so many ms, the product's planner, and the product's decision. Only the clock and the requests are simulated.
+ * every so many ms, and what the controller does at a look (lib/controller/consider.ts: plan, schedule, judge, decide, audit). Only
+ * the clock, the requests and the hook that moves experts are simulated.
  */
-import {
-  DECISION_DEFAULTS,
-  type DecisionHistory,
-  decide,
-  type Prospect,
-  reasonToWait,
-} from '../controller/decide.js';
+import { Considering, type Finding, type Situation } from '../controller/consider.js';
+import type { DecisionHistory, DecisionReason } from '../controller/decide.js';
+import { type CheckedController, checkController } from '../controller/options.js';
+import { GrowthRate } from '../controller/rate.js';
+import { gainShare } from '../controller/record.js';
+import type { MigrationCosts } from '../controller/types.js';
 import { Planner } from '../planner.js';
 import { Random } from '../random.js';
 import { RoutingStatistics } from '../statistics/routing-statistics.js';
 import type { PlacementProblem } from '../types.js';
-import type { CheckedSimulation } from './check.js';
 import type { Group } from './group.js';
 import type { PlacementPolicy, PlanningOccasion } from './rearrange.js';
-import type { SimulatedDecision } from './types.js';
+import type { SimulatedController, SimulatedDecision } from './types.js';
 
 const SAMPLE_STREAM = 401;
-const DEFAULTS = { lookEveryMs: 10_000, sampleShare: 0.05, effort: 'balanced' } as const;
+const DEFAULTS: Required<Pick<SimulatedController, 'lookEveryMs' | 'sampleShare' | 'effort'>> = {
+  lookEveryMs: 10_000,
+  sampleShare: 0.05,
+  effort: 'balanced',
+};
 /** Expected hits below which they are drawn one by one. */
 const FEW = 12;
 
+export interface ControllerSetting {
+  problem: Omit<PlacementProblem, 'tokens'>;
+  initial: Int32Array;
+  migration: MigrationCosts;
+  given: SimulatedController;
+  topK: number;
+  seed: number;
+}
+
 export class ControllerPolicy implements PlacementPolicy {
-  readonly #setting: CheckedSimulation;
-  readonly #options;
-  readonly #rules;
-  readonly #statistics: RoutingStatistics;
-  readonly #planner = new Planner();
-  readonly #random: Random;
-  readonly #moveMs: number;
   readonly decisions: Omit<SimulatedDecision, 'group'>[] = [];
+  readonly #settings: typeof DEFAULTS & SimulatedController;
+  readonly #topK: number;
+  readonly #random: Random;
+  readonly #statistics: RoutingStatistics;
+  readonly #options: CheckedController;
+  readonly #planner = new Planner();
+  readonly #considering: Considering;
+  readonly #rate: GrowthRate;
+  readonly #never = new AbortController().signal;
   #history: DecisionHistory = { failures: 0 };
-  #pendingScore = 1;
+  /** Of the plan that is being put in force. */
+  #score = 1;
   #nextMs: number;
 
-  constructor(setting: CheckedSimulation, problem: Omit<PlacementProblem, 'tokens'>, moveMs: number) {
-    const { rearrangement, seed } = setting;
+  constructor({ problem, initial, migration, given, topK, seed }: ControllerSetting) {
+    const settings = { ...DEFAULTS, ...given };
     const { layers, sources, experts } = problem;
-    this.#setting = setting;
-    this.#options = { ...DEFAULTS, ...rearrangement.controller };
-    this.#rules = { ...DECISION_DEFAULTS, ...this.#options.rules };
-    const { halfLifeTokens } = this.#options;
+    const { halfLifeTokens, priorTokens } = settings;
+    this.#settings = settings;
+    this.#topK = topK;
+    this.#nextMs = settings.lookEveryMs;
+    this.#random = new Random(seed, SAMPLE_STREAM);
     this.#statistics = new RoutingStatistics({
       layers,
       sources,
       experts,
-      ...(process.env.PRIOR ? { priorTokens: Number(process.env.PRIOR) } : {}),
       ...(halfLifeTokens === undefined ? {} : { halfLifeTokens }),
+      ...(priorTokens === undefined ? {} : { priorTokens }),
     });
-    this.#random = new Random(seed, SAMPLE_STREAM);
-    this.#moveMs = moveMs;
-    this.#nextMs = this.#options.lookEveryMs;
+    this.#rate = new GrowthRate(0, 0);
+    this.#options = checkController({
+      problem,
+      initial,
+      migration,
+      statistics: this.#statistics,
+      plan: { backend: 'cpu', effort: settings.effort, seed },
+      sampledShare: settings.sampleShare,
+      // The simulator itself applies what is decided, and remembers it.
+      apply: { apply: async () => {} },
+      stateFile: 'none',
+      ...(settings.rules === undefined ? {} : { rules: settings.rules }),
+    });
+    this.#considering = new Considering(this.#options, this.#planner);
   }
 
   /** Engines tell a request's routing with its end. It is drawn from the tables as they are then. */
   served(group: Group, rank: number, profile: number, tokens: number): void {
-    if (this.#random.uniform() >= this.#options.sampleShare) return;
-    const { topK: k } = this.#setting.model;
-    const counts = group.load.chances(profile).map((chance) => this.#drawn(tokens, chance));
-    this.#statistics.observeCounts({ source: rank, counts: Uint32Array.from(counts), k });
+    if (this.#random.uniform() >= this.#settings.sampleShare) return;
+    const counts = Uint32Array.from(group.load.chances(profile), (chance) => this.#hits(tokens, chance));
+    this.#statistics.observeCounts({ source: rank, counts, k: this.#topK });
   }
 
   /** Of so many tokens, those that go to an expert. */
-  #drawn(tokens: number, chance: number): number {
+  #hits(tokens: number, chance: number): number {
     const mean = tokens * chance;
     if (mean >= FEW) {
       return Math.max(0, Math.round(mean + Math.sqrt(mean * (1 - chance)) * this.#random.normal()));
@@ -78,77 +104,57 @@ export class ControllerPolicy implements PlacementPolicy {
   async plan(occasion: PlanningOccasion): Promise<Int32Array | undefined> {
     const { nowMs, gpusChanged } = occasion;
     if (nowMs < this.#nextMs && !gpusChanged) return undefined;
-    while (this.#nextMs <= nowMs) this.#nextMs += this.#options.lookEveryMs;
-    const { tokens } = this.#statistics.confidence();
-    const least = tokens.reduce((a, b) => a + b, 0) / tokens.length;
-    const waits = reasonToWait(this.#rules, { nowMs, tokens: least, gpusChanged }, this.#history);
-    if (waits !== undefined) {
-      this.decisions.push({ atMs: nowMs, rearranged: false, reason: waits });
-      return undefined;
-    }
-    return this.#look(occasion);
+    while (this.#nextMs <= nowMs) this.#nextMs += this.#settings.lookEveryMs;
+    const situation = this.#situationOf(occasion);
+    const finding = await this.#considering.consider(situation, this.#never);
+    const { plan, prospect, decision } = finding;
+    if (!decision.rearrange) return this.#note(nowMs, finding, decision.reason);
+    const objection = gpusChanged ? undefined : await this.#considering.objection(situation, plan!);
+    if (objection !== undefined) return this.#note(nowMs, finding, objection);
+    this.#score = prospect!.candidateScore;
+    return this.#note(nowMs, finding, decision.reason, plan!.physicalToLogical);
   }
 
-  async #look({ group, nowMs, gpusChanged, problem }: PlanningOccasion): Promise<Int32Array | undefined> {
-    const { seed, model } = this.#setting;
-    const whole = { ...problem(), tokens: this.#statistics.counts() };
-    const tokensPerMs = Math.max(1e-9, (group.prefillTokens + group.decodeTokens) / nowMs);
-    const pairs = whole.tokens.reduce((a, b) => a + b, 0) / whole.layers;
-    const windowMs = pairs / model.topK / tokensPerMs;
-    const windows = this.#rules.horizonMs / windowMs;
-    const cost = whole.computeCost as Float64Array;
-    const even = (whole.tokens.reduce((a, b) => a + b, 0) * cost[0]!) / whole.gpus / whole.layers;
-    const migrationCost = (this.#moveMs * 1e6) / windows + Number(process.env.RHO ?? 0) * even;
-    const plan = await this.#planner.plan(
-      { ...whole, migrationCost },
-      { seed, backend: 'cpu', effort: this.#options.effort },
-    );
-    const both = new Int32Array(2 * plan.physicalToLogical.length);
-    both.set(whole.incumbent!);
-    both.set(plan.physicalToLogical, whole.incumbent!.length);
-    if (gpusChanged) {
-      this.#pendingScore = plan.objective / plan.lowerBound;
-      this.decisions.push({
-        atMs: nowMs,
-        rearranged: true,
-        reason: 'gpus-changed',
-        migrations: plan.migrations,
-      });
-      return plan.physicalToLogical;
-    }
-    const result = await this.#planner.evaluate({ ...whole, migrationCost: 0 }, both);
-    const objective = result.objective;
-    const L = whole.layers;
-    let inc = 0;
-    let cand = 0;
-    for (let l = 0; l < L; l++) {
-      inc += objective[l]!;
-      cand += objective[L + l]!;
-    }
-    const prospect: Prospect = {
-      incumbentMs: (inc * windows) / 1e6,
-      candidateMs: (cand * windows) / 1e6,
-      spreadMs: 0,
-      costMs: (plan.migrations * this.#moveMs) / whole.gpus,
-      incumbentScore: inc / plan.lowerBound,
-      candidateScore: cand / plan.lowerBound,
-      migrations: plan.migrations,
+  #situationOf({ group, nowMs, gpusChanged, problem }: PlanningOccasion): Situation {
+    const { incumbent, gpus, slotsPerGpu, deadGpus = [] } = problem();
+    this.#rate.note(nowMs, this.#statistics.tokensSeen);
+    return {
+      nowMs,
+      gpusChanged,
+      deadGpus,
+      history: this.#history,
+      committed: {
+        planId: `of step ${group.steps}`,
+        atMs: this.#history.committedAtMs ?? 0,
+        placement: incumbent!,
+        gpus,
+        slotsPerGpu,
+        deadGpus,
+      },
+      statisticsAgeMs: this.#rate.ageMs(nowMs),
+      tokensPerSecond: this.#rate.tokensPerSecond / this.#settings.sampleShare,
     };
-    const { rearrange, reason } = decide(this.#rules, prospect, this.#history, { gpusChanged });
+  }
+
+  /** Returns the placement that is moved to, if any. */
+  #note(
+    atMs: number,
+    { plan, prospect }: Finding,
+    reason: DecisionReason,
+    placement?: Int32Array,
+  ): Int32Array | undefined {
     this.decisions.push({
-      atMs: nowMs,
-      rearranged: rearrange,
+      atMs,
+      rearranged: placement !== undefined,
       reason,
-      migrations: plan.migrations,
-      gainShare: 1 - cand / inc,
+      ...(plan === undefined ? {} : { migrations: plan.migrations }),
+      ...(prospect === undefined ? {} : { gainShare: gainShare(prospect) }),
     });
-    if (!rearrange) return undefined;
-    this.#pendingScore = prospect.candidateScore;
-    return plan.physicalToLogical;
+    return placement;
   }
 
   moved(nowMs: number): void {
-    this.#history = { failures: 0, committedAtMs: nowMs, committedScore: this.#pendingScore };
+    this.#history = { failures: 0, committedAtMs: nowMs, committedScore: this.#score };
   }
 
   close(): void {

@@ -13,7 +13,8 @@ const MICROS_PER_MILLI = 1000;
 
 export interface StepFigures {
   ms: number;
-  /** Waited for experts; and what that had been, were their work even over the GPUs. */
+  /** Waited for experts and their collectives; for experts alone; and what that had been, were their work even over the GPUs. */
+  moeMs: number;
   expertMs: number;
   evenExpertMs: number;
   engineImbalance: number;
@@ -103,6 +104,7 @@ export class Group {
     this.steps += 1;
     return {
       ms: micros / MICROS_PER_MILLI,
+      moeMs: (stands * experts.micros) / MICROS_PER_MILLI,
       expertMs: (stands * experts.expertMicros) / MICROS_PER_MILLI,
       evenExpertMs: (stands * experts.evenMicros) / MICROS_PER_MILLI,
       engineImbalance: sum > 0 ? (most * live) / sum : 1,

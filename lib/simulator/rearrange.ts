@@ -156,7 +156,22 @@ export class Rearranger {
       return new OraclePolicy({ everyMs: settings.oracleEveryMs, requests, groups, seed });
     }
     if (placement !== 'gimbal') return new PeriodicPolicy(placement, settings);
-    return new ControllerPolicy(this.#setting, this.#problem, this.#moveMs(1));
+    const { model } = this.#setting;
+    return new ControllerPolicy({
+      problem: this.#problem,
+      initial: this.initial,
+      migration: {
+        expertBytes: model.expertBytes,
+        linkGBps: this.#linkGBps,
+        transfer: this.#overlaps ? 'overlap' : 'stall',
+        linkShare: settings.linkShare,
+        stallMs: this.#overlaps ? 0 : (settings.stallMs ?? 0),
+        layerStallMs: this.#overlaps || settings.stallMs !== undefined ? 0 : settings.layerStallMs,
+      },
+      given: settings.controller ?? {},
+      topK: model.topK,
+      seed,
+    });
   }
 
   #ownPlanner(): PlacementPlanner & { close(): void } {
@@ -259,15 +274,19 @@ export class Rearranger {
     return this.#overlaps ? 1 - this.#settings.linkShare : 1;
   }
 
-  /** ms in which one GPU gets so many experts. */
-  #moveMs(experts: number): number {
-    const { hardware, model, shape } = this.#setting;
+  /** By which a GPU gets experts. */
+  get #linkGBps(): number {
+    const { hardware, shape } = this.#setting;
     const { nodes, ranks, tensorParallel } = shape;
     const perNode = (ranks * tensorParallel) / nodes;
     const { links, interNodeGBps } = hardware;
-    const link = links.find(({ gpus }) => gpus >= perNode) ?? links.at(-1)!;
-    const GBps = nodes > 1 ? Math.min(link.allToAll.GBps, interNodeGBps) : link.allToAll.GBps;
-    return (experts * model.expertBytes * MS_PER_SECOND) / (GBps * BYTES_PER_GIGA);
+    const { allToAll } = links.find(({ gpus }) => gpus >= perNode) ?? links.at(-1)!;
+    return nodes > 1 ? Math.min(allToAll.GBps, interNodeGBps) : allToAll.GBps;
+  }
+
+  /** ms in which one GPU gets so many experts. */
+  #moveMs(experts: number): number {
+    return (experts * this.#setting.model.expertBytes * MS_PER_SECOND) / (this.#linkGBps * BYTES_PER_GIGA);
   }
 
   close(): void {

@@ -108,6 +108,7 @@ class Simulation {
       rearrangements: 0,
       migrations: 0,
       stallMs: 0,
+      moeMs: 0,
       expertMs: 0,
       evenExpertMs: 0,
       resentRequests: 0,
@@ -292,6 +293,7 @@ class Simulation {
       if (!Number.isNaN(group.endsMs) || !group.hasWork) continue;
       const startMs = Math.max(this.#nowMs, this.#readyMs[n]!);
       const figures = group.start(startMs, this.#requests);
+      this.#counters.moeMs += figures.moeMs;
       this.#counters.expertMs += figures.expertMs;
       this.#counters.evenExpertMs += figures.evenExpertMs;
       this.#series.add(startMs, figures, this.#gateway.held);

@@ -131,6 +131,8 @@ export interface SimulatedController {
   sampleShare?: number;
   /** Of the statistics, observed tokens. Default: as RoutingStatistics has it. */
   halfLifeTokens?: number;
+  /** Of the statistics: how much the mean over the sources weighs. Default: as RoutingStatistics has it. */
+  priorTokens?: number;
   /** Of the decision. Default: the controller's. */
   rules?: DecisionRules;
   /** Of the plans. Default `balanced`. */
@@ -264,7 +266,9 @@ export interface SimulationCounters {
   /** (expert, GPU) pairs that were new. */
   migrations: number;
   stallMs: number;
-  /** What steps waited for experts, collectives aside; and what it had been, were every step's work even over the GPUs. */
+  /** What steps waited for experts and their collectives. */
+  moeMs: number;
+  /** For experts alone; and what it had been, were every step's work even over the GPUs. */
   expertMs: number;
   evenExpertMs: number;
   /** Requests that were sent again, since their engine was lost. */
