@@ -23,15 +23,18 @@ import { BLOCK_TOKENS, blocksFor } from './kv-cache.js';
 import type { GroupShape } from './step-time.js';
 import type {
   EngineSettings,
+  GpuFailure,
   PacingSettings,
   Rearrangement,
+  SimulatedController,
   SimulatedPolicy,
   SimulatedRouting,
   SimulationOptions,
 } from './types.js';
 
 export const ALL_TO_ALLS = ['allgather-reducescatter', 'a2a-pairs', 'a2a-dedup'] as const;
-export const PLACEMENTS = ['static', 'eplb', 'gimbal'] as const;
+export const PLACEMENTS = ['static', 'eplb', 'swift', 'periodic', 'gimbal', 'oracle'] as const;
+const EFFORTS = ['fast', 'balanced', 'thorough'] as const;
 const MEMORY_SHARE = 0.9;
 const ACTIVATION_GB = 4;
 /** What vLLM chooses on GPUs of the H100's class, and on lesser ones. */
@@ -57,6 +60,8 @@ export interface CheckedSimulation {
     agingTokensPerSecond: number | undefined;
   };
   rearrangement: Rearrangement;
+  failures: readonly GpuFailure[];
+  simulatedLayers: number;
   slo: { ttftMs: number; tpotMs: number };
   seriesEveryMs: number;
   seed: number;
@@ -75,6 +80,8 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
     'routing',
     'policy',
     'rearrangement',
+    'failures',
+    'simulatedLayers',
     'tables',
     'slo',
     'seriesEveryMs',
@@ -112,6 +119,8 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
     routing: checkRouting(options.routing),
     policy: checkPolicy(options.policy),
     rearrangement: checkRearrangement(options.rearrangement),
+    failures: checkFailures(options.failures, shape, groups, model.experts, slotsPerGpu),
+    simulatedLayers: checkLayers(options.simulatedLayers, model.moeLayers),
     slo: {
       ttftMs: aboveZero('options.slo.ttftMs', slo.ttftMs ?? 1000),
       tpotMs: aboveZero('options.slo.tpotMs', slo.tpotMs ?? 50),
@@ -310,16 +319,23 @@ function checkRearrangement(given: Rearrangement = {}): Rearrangement {
     'firstStep',
     'transfer',
     'layerStallMs',
+    'stallMs',
     'linkShare',
     'redundantExperts',
     'migrationBudget',
+    'controller',
+    'oracleEveryMs',
   ]);
-  const { everySteps, windowSteps, firstStep, transfer, layerStallMs, linkShare } = given;
+  const { everySteps, windowSteps, firstStep, transfer, layerStallMs, stallMs, linkShare } = given;
   if (everySteps !== undefined) count('options.rearrangement.everySteps', everySteps);
   if (windowSteps !== undefined) count('options.rearrangement.windowSteps', windowSteps);
   if (firstStep !== undefined) count('options.rearrangement.firstStep', firstStep);
   if (transfer !== undefined) oneOf('options.rearrangement.transfer', transfer, ['stall', 'overlap']);
   if (layerStallMs !== undefined) atLeastZero('options.rearrangement.layerStallMs', layerStallMs);
+  if (stallMs !== undefined) atLeastZero('options.rearrangement.stallMs', stallMs);
+  if (given.oracleEveryMs !== undefined)
+    aboveZero('options.rearrangement.oracleEveryMs', given.oracleEveryMs);
+  if (given.controller !== undefined) checkController(given.controller);
   if (linkShare !== undefined && !(linkShare > 0 && linkShare < 1))
     throw invalid('options.rearrangement.linkShare', 'a share between 0 and 1', describe(linkShare));
   if (given.redundantExperts !== undefined)
@@ -327,4 +343,60 @@ function checkRearrangement(given: Rearrangement = {}): Rearrangement {
   if (given.migrationBudget !== undefined)
     ordinal('options.rearrangement.migrationBudget', given.migrationBudget);
   return given;
+}
+
+function checkController(given: SimulatedController): void {
+  const field = 'options.rearrangement.controller';
+  checkKeys(field, given, ['lookEveryMs', 'sampleShare', 'halfLifeTokens', 'priorTokens', 'rules', 'effort']);
+  const { lookEveryMs, sampleShare, effort } = given;
+  if (lookEveryMs !== undefined) aboveZero(`${field}.lookEveryMs`, lookEveryMs);
+  if (sampleShare !== undefined && !(sampleShare > 0 && sampleShare <= 1))
+    throw invalid(`${field}.sampleShare`, 'a share above 0, at most 1', describe(sampleShare));
+  if (effort !== undefined) oneOf(`${field}.effort`, effort, EFFORTS);
+}
+
+function checkLayers(given: number | undefined, moeLayers: number): number {
+  const layers = count('options.simulatedLayers', given ?? moeLayers);
+  if (layers > moeLayers) throw invalid('options.simulatedLayers', `at most ${moeLayers}`, `${layers}`);
+  return layers;
+}
+
+/** GPUs of one group that are lost at the same time must leave an engine, and slots for all experts. */
+function checkFailures(
+  failures: readonly GpuFailure[] = [],
+  { ranks, tensorParallel }: ParallelShape,
+  groups: number,
+  experts: number,
+  slotsPerGpu: number,
+): readonly GpuFailure[] {
+  if (!Array.isArray(failures)) throw invalid('options.failures', 'an array', describe(failures));
+  const gpus = ranks * tensorParallel;
+  for (const [n, failure] of failures.entries()) {
+    const field = `options.failures[${n}]`;
+    checkKeys(field, failure, ['atMs', 'gpu', 'backMs']);
+    atLeastZero(`${field}.atMs`, failure.atMs);
+    if (ordinal(`${field}.gpu`, failure.gpu) >= gpus * groups)
+      throw invalid(`${field}.gpu`, `a GPU of 0 to ${gpus * groups - 1}`, `${failure.gpu}`);
+    const backMs = failure.backMs ?? Number.POSITIVE_INFINITY;
+    if (!(backMs > failure.atMs)) throw invalid(`${field}.backMs`, 'a time after atMs', describe(backMs));
+    const group = Math.floor(failure.gpu / gpus);
+    // Most are lost at the moment when one of them is.
+    const together = failures.filter(
+      (other) =>
+        Math.floor(other.gpu / gpus) === group &&
+        other.atMs <= failure.atMs &&
+        (other.backMs ?? Number.POSITIVE_INFINITY) > failure.atMs,
+    );
+    const lost = new Set(together.map(({ gpu }) => gpu));
+    if (lost.size < together.length)
+      throw invalid(field, 'a GPU that is there', `${failure.gpu}, lost already`);
+    const engines = new Set([...lost].map((gpu) => Math.floor(gpu / tensorParallel)));
+    if (engines.size === ranks) throw invalid(field, 'an engine of the group that is left', 'the last one');
+    const slots = (gpus - lost.size) * slotsPerGpu;
+    if (slots < experts) {
+      const expected = `${experts} slots on the GPUs that are left (rearrangement.redundantExperts)`;
+      throw invalid(field, expected, `${slots}`);
+    }
+  }
+  return failures;
 }

@@ -38,7 +38,7 @@ interface Chunk {
 const PHASES = BLOCK_TOKENS - 1;
 
 export class Engine {
-  readonly kv: KvCache;
+  kv: KvCache;
   readonly #requests: RequestColumns;
   readonly #limits: EngineLimits;
   readonly #events: EngineEvents;
@@ -349,8 +349,14 @@ export class Engine {
   }
 
   #preempt(id: number): void {
-    const { sinceTick, sinceContext, generated, prefillTokens, prefilled, inputTokens } = this.#requests;
     this.preemptions += 1;
+    this.#events.preempted(id, this.#withdraw(id));
+    this.enqueue(id, false);
+  }
+
+  /** Takes an admitted request out, with nothing left of it here. Returns the tokens that must be computed again. */
+  #withdraw(id: number): number {
+    const { sinceTick, sinceContext, generated, prefillTokens, prefilled, inputTokens } = this.#requests;
     if (sinceTick[id]! >= 0) {
       const steps = this.#tick - sinceTick[id]!;
       generated[id]! += steps;
@@ -360,18 +366,36 @@ export class Engine {
       this.#prefilling.splice(this.#prefilling.indexOf(id), 1);
     }
     this.#free(id);
-    this.#events.preempted(id, prefilled[id]!);
+    const computed = prefilled[id]!;
     prefillTokens[id] = inputTokens[id]! + generated[id]!;
     prefilled[id] = 0;
-    this.enqueue(id, false);
+    return computed;
+  }
+
+  /** The rank is lost, its cache included. Returns all requests that it had, none of which is here any more. */
+  lose(): { id: number; computedTokens: number }[] {
+    const lost = this.#stillAdmitted().map(({ id }) => ({ id, computedTokens: this.#withdraw(id) }));
+    const waiting = [...this.#late];
+    while (this.#queue.size > 0) waiting.push(this.#queue.pop() as number);
+    this.#admitted = [];
+    this.#ends.clear();
+    this.#late.length = 0;
+    this.waitingPrefillTokens = 0;
+    if (this.kv.used !== 0) throw new Error(`expected no blocks in use, not ${this.kv.used}`);
+    this.kv = new KvCache(this.#limits.kvBlocks);
+    return [...lost, ...waiting.map((id) => ({ id, computedTokens: 0 }))];
   }
 
   /** Keeps the list of the admitted short. */
   #trim(): void {
     if (this.#admitted.length < 64 || this.#admitted.length < 2 * this.running) return;
+    this.#admitted = this.#stillAdmitted();
+  }
+
+  #stillAdmitted(): { id: number; admission: number }[] {
     const { admissions, sinceTick } = this.#requests;
     const prefilling = new Set(this.#prefilling);
-    this.#admitted = this.#admitted.filter(
+    return this.#admitted.filter(
       ({ id, admission }) => admissions[id] === admission && (sinceTick[id]! >= 0 || prefilling.has(id)),
     );
   }

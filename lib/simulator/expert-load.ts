@@ -32,6 +32,9 @@ function expOf(x: number): number {
 export interface StepLoad {
   /** Experts and their collectives, all layers. */
   micros: number;
+  /** Experts alone; and what they took, were the step's pairs and active experts the same on each live GPU. */
+  expertMicros: number;
+  evenMicros: number;
   /** Largest over mean pairs of a GPU, mean over layers; 1 where there are none. */
   imbalance: number;
 }
@@ -40,6 +43,8 @@ export class ExpertLoad {
   readonly #tables: RoutingTables;
   readonly #shape: GroupShape;
   readonly gpus: number;
+  /** GPUs that hold any expert. */
+  #live = 0;
   readonly #noise: Float64Array;
   #noiseAt = 0;
   /** `[layers][gpus * slotsPerGpu]` */
@@ -82,6 +87,16 @@ export class ExpertLoad {
     this.place(placement);
   }
 
+  get layers(): number {
+    return this.#tables.layers;
+  }
+
+  /** How likely each expert is for a token of the profile. `[layers][experts]` */
+  chances(profile: number): Float32Array {
+    const { layers, experts, chance } = this.#tables;
+    return chance.subarray(profile * layers * experts, (profile + 1) * layers * experts);
+  }
+
   /** Bytes depend on the placement. */
   get #travels(): boolean {
     return this.#shape.allToAll !== 'allgather-reducescatter';
@@ -97,6 +112,7 @@ export class ExpertLoad {
       this.#logMiss = new Float64Array(placement.length);
       this.#missOf = new Float32Array(this.#choices * profiles * placement.length);
     }
+    this.#live = this.#countLive();
     this.#pairsOf.fill(0);
     this.#copiesOf.fill(0);
     for (let choice = 0; choice < this.#choices; choice++) {
@@ -115,6 +131,7 @@ export class ExpertLoad {
     const deduplicates = this.#copiesOf.length > 0;
     for (let n = 0; n < placement.length; n++) {
       const expert = placement[n]!;
+      this.#missOf[row * placement.length + n] = 0;
       if (expert < 0) continue;
       const layer = Math.floor(n / slots);
       const from = (profile * layers + layer) * experts + expert;
@@ -167,6 +184,14 @@ export class ExpertLoad {
     return isNear ? 1 : FARTHEST;
   }
 
+  #countLive(): number {
+    const live = new Set<number>();
+    for (const [n, expert] of this.placement.entries()) {
+      if (expert >= 0) live.add(Math.floor(n / this.#slotsPerGpu) % this.gpus);
+    }
+    return live.size;
+  }
+
   /** Sums of the batch from its tokens: after a change of tables, and now and then against rounding. */
   #rebuild(): void {
     const { profiles } = this.#tables;
@@ -213,10 +238,12 @@ export class ExpertLoad {
     const { gpus } = this;
     const common = this.#travels ? 0 : timer.gatherScatter(padded, most);
     const active = new Float64Array(gpus);
-    let micros = 0;
+    let expertMicros = 0;
+    let evenMicros = 0;
+    let travelMicros = 0;
     let imbalance = 0;
     for (let layer = 0; layer < layers; layer++) {
-      this.#activeOf(layer, active);
+      const allActive = this.#activeOf(layer, active);
       let slowest = 0;
       let most = 0;
       let sum = 0;
@@ -228,11 +255,18 @@ export class ExpertLoad {
         const own = timer.experts(active[gpu]!, pairs, tokens);
         if (own > slowest) slowest = own;
       }
-      micros += slowest + (this.#travels ? this.#travelMicros(timer, layer) : common);
-      imbalance += sum > 0 ? (most * gpus) / sum : 1;
+      expertMicros += slowest;
+      evenMicros += timer.experts(allActive / this.#live, sum / this.#live, tokens);
+      travelMicros += this.#travels ? this.#travelMicros(timer, layer) : common;
+      imbalance += sum > 0 ? (most * this.#live) / sum : 1;
     }
     for (let n = 0; n < this.window.length; n++) this.window[n]! += this.batch[n]!;
-    return { micros, imbalance: imbalance / layers };
+    return {
+      micros: expertMicros + travelMicros,
+      expertMicros,
+      evenMicros,
+      imbalance: imbalance / layers,
+    };
   }
 
   /** Expectation with the spread of a sum of many rare choices. */
@@ -241,15 +275,18 @@ export class ExpertLoad {
     return pairs <= 0 ? 0 : Math.max(0, pairs + this.#noise[this.#noiseAt]! * Math.sqrt(pairs));
   }
 
-  /** Expected experts of each GPU that at least one token goes to. */
-  #activeOf(layer: number, active: Float64Array): void {
+  /** Expected experts of each GPU that at least one token goes to; returns their sum. */
+  #activeOf(layer: number, active: Float64Array): number {
     const perGpu = this.#slotsPerGpu;
     let slot = layer * this.gpus * perGpu;
+    let all = 0;
     for (let gpu = 0; gpu < this.gpus; gpu++) {
       let sum = 0;
       for (let k = 0; k < perGpu; k++, slot++) sum += 1 - expOf(this.#logMiss[slot]!);
       active[gpu] = sum;
+      all += sum;
     }
+    return all;
   }
 
   /** GPU j of a rank has its j-th part of the rank's tokens, and sends nothing to itself. */
@@ -294,12 +331,17 @@ export class ExpertLoad {
 
   /** Tokens that each source sent to each expert since the window began: `[layers][ranks][experts]`. */
   windowTokens(): Uint32Array {
+    return this.expertTokens(this.window);
+  }
+
+  /** Tokens that each source sends to each expert, of so many of each profile, `[ranks][profiles]`: `[layers][ranks][experts]`. */
+  expertTokens(counts: Float64Array): Uint32Array {
     const { layers, experts, profiles, chance } = this.#tables;
     const { ranks } = this.#shape;
     const sums = new Float64Array(layers * ranks * experts);
     for (let rank = 0; rank < ranks; rank++) {
       for (let profile = 0; profile < profiles; profile++) {
-        const tokens = this.window[rank * profiles + profile]!;
+        const tokens = counts[rank * profiles + profile]!;
         if (tokens === 0) continue;
         for (let layer = 0; layer < layers; layer++) {
           const from = (profile * layers + layer) * experts;

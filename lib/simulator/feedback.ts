@@ -25,6 +25,7 @@ export class Feedback {
   readonly #rearrangers: readonly Rearranger[];
   readonly #tables: RoutingTables;
   readonly #topK: number;
+  readonly #stands: number;
   readonly #requests: RequestColumns;
   readonly #trace: readonly SimulatedRequest[];
   readonly #random: Random;
@@ -46,6 +47,7 @@ export class Feedback {
     this.#rearrangers = rearrangers;
     this.#tables = tables;
     this.#topK = model.topK;
+    this.#stands = model.moeLayers / tables.layers;
     this.#requests = requests;
     this.#trace = trace;
     this.#random = new Random(seed, STREAM);
@@ -64,11 +66,12 @@ export class Feedback {
     const { feedback, affinity } = this.#policy;
     if (nowMs < this.#nextMs || !(feedback || affinity)) return undefined;
     this.#nextMs = nowMs + EVERY_MS;
-    const parts = this.#groups.map(({ load }, n) => ({
+    const parts = this.#groups.map((group, n) => ({
       pressure: expertPressure({
         ...this.#rearrangers[n]!.costs,
-        tokens: load.windowTokens(),
-        placement: load.placement,
+        tokens: this.#rearrangers[n]!.tokens(group),
+        placement: group.load.placement,
+        deadGpus: [...group.deadGpus].sort((a, b) => a - b),
       }),
       engines: Array.from({ length: this.#ranks }, (_, rank) => n * this.#ranks + rank),
     }));
@@ -87,7 +90,9 @@ export class Feedback {
   expertMs(id: number): Float64Array | undefined {
     const key = this.#keyOf(id);
     if (key === undefined) return undefined;
-    return this.#fingerprints.expertMs(key, this.#requests.inputTokens[id]!, this.#expertMs);
+    // Each layer that is simulated stands for so many.
+    const tokens = this.#requests.inputTokens[id]! * this.#stands;
+    return this.#fingerprints.expertMs(key, tokens, this.#expertMs);
   }
 
   /** Engines tell the experts of some tokens of a request that has ended. */

@@ -23,6 +23,8 @@ export class Gateway {
   #heldTokens = 0;
   /** `[engines]`: released and without a first token yet, as the gateway knows it. */
   readonly #released: Float64Array;
+  /** `[requests]`: 1 from the dispatch to the first token after it. */
+  readonly #awaited: Uint8Array;
 
   constructor(
     { policy, shape, engine, seed }: CheckedSimulation,
@@ -41,6 +43,7 @@ export class Gateway {
     this.#trace = trace;
     this.#pacing = policy.pacing;
     this.#released = new Float64Array(engines.length);
+    this.#awaited = new Uint8Array(requests.count);
     this.#scheduler = new Scheduler({
       engines: engines.map((_, n) => ({
         group: Math.floor(n / shape.ranks),
@@ -92,24 +95,46 @@ export class Gateway {
   }
 
   #dispatch(id: number): void {
-    const { inputTokens, engine: engineOf } = this.#requests;
+    const { prefillTokens, engine: engineOf } = this.#requests;
     const { prefixHashes, session } = this.#trace[id]!;
     const expertMs = this.#expertMs(id);
     const { engine } = this.#scheduler.dispatch({
       id,
-      promptTokens: inputTokens[id]!,
+      promptTokens: prefillTokens[id]!,
       ...(prefixHashes === undefined ? {} : { prefixHashes }),
       ...(session === undefined ? {} : { sessionKey: String(session) }),
       ...(expertMs === undefined ? {} : { expertMs }),
     });
     engineOf[id] = engine;
-    this.#released[engine]! += inputTokens[id]!;
+    this.#awaited[id] = 1;
+    this.#released[engine]! += this.#requests.inputTokens[id]!;
     this.#engines[engine]!.enqueue(id, this.#isBusy(engine));
   }
 
   firstToken(id: number): void {
-    this.#released[this.#requests.engine[id]!]! -= this.#requests.inputTokens[id]!;
+    if (this.#awaited[id] === 0) return;
+    this.#settle(id);
     this.#scheduler.firstToken(id);
+  }
+
+  #settle(id: number): void {
+    this.#released[this.#requests.engine[id]!]! -= this.#awaited[id]! * this.#requests.inputTokens[id]!;
+    this.#awaited[id] = 0;
+  }
+
+  /** The engine is lost: what it had goes to others, with what it had generated. */
+  lost(engine: number, ids: readonly number[]): void {
+    this.#scheduler.setState(engine, 'gone');
+    for (const id of ids) {
+      this.#settle(id);
+      this.#scheduler.failed(id);
+    }
+    this.#scheduler.restarted(engine);
+    for (const id of ids) this.#dispatch(id);
+  }
+
+  back(engine: number): void {
+    this.#scheduler.setState(engine, 'active');
   }
 
   finished(id: number): void {

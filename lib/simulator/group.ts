@@ -13,6 +13,10 @@ const MICROS_PER_MILLI = 1000;
 
 export interface StepFigures {
   ms: number;
+  /** Waited for experts and their collectives; for experts alone; and what that had been, were their work even over the GPUs. */
+  moeMs: number;
+  expertMs: number;
+  evenExpertMs: number;
   engineImbalance: number;
   expertImbalance: number;
 }
@@ -25,6 +29,8 @@ export class Group {
   dummySteps = 0;
   prefillTokens = 0;
   decodeTokens = 0;
+  /** Of the group's own GPUs, those that are lost. */
+  readonly deadGpus = new Set<number>();
   readonly #model: ServedModel;
   readonly #shape: GroupShape;
 
@@ -51,13 +57,23 @@ export class Group {
     return !Number.isNaN(this.endsMs) || this.engines.some(({ running }) => running > 0);
   }
 
+  /** A rank stands while one of its GPUs is lost. */
+  isOut(rank: number): boolean {
+    if (this.deadGpus.size === 0) return false;
+    const { tensorParallel } = this.#shape;
+    return [...this.deadGpus].some((gpu) => Math.floor(gpu / tensorParallel) === rank);
+  }
+
   /** Plans and times a step that begins now. */
   start(nowMs: number, requests: RequestColumns): StepFigures {
     let most = 0;
     let sum = 0;
     let attention = 0;
     let sampled = 0;
-    for (const engine of this.engines) {
+    let live = 0;
+    for (const [rank, engine] of this.engines.entries()) {
+      if (this.isOut(rank)) continue;
+      live += 1;
       engine.plan();
       const { decodes, prefillTokens } = engine.batch;
       const tokens = decodes + prefillTokens;
@@ -71,22 +87,27 @@ export class Group {
     }
     this.#addChunks(requests, 1);
     // Captured graphs need equal sizes; larger batches run without, each rank with what it has.
-    const { ranks, padUpToTokens } = this.#shape;
-    const padded = most <= padUpToTokens ? ranks * most : Math.max(sum, ranks);
+    const { padUpToTokens } = this.#shape;
+    const padded = most <= padUpToTokens ? live * most : Math.max(sum, live);
     const experts = this.load.step(this.timer, sum, padded, most);
     this.#addChunks(requests, -1);
     const { layers, moeLayers } = this.#model;
+    // Each layer whose experts are simulated stands for so many.
+    const stands = moeLayers / this.load.layers;
     const micros =
       layers * attention +
       moeLayers * this.timer.layer(most, true) +
       (layers - moeLayers) * this.timer.layer(most, false) +
-      experts.micros +
+      stands * experts.micros +
       this.timer.once(sampled);
     this.endsMs = nowMs + micros / MICROS_PER_MILLI;
     this.steps += 1;
     return {
       ms: micros / MICROS_PER_MILLI,
-      engineImbalance: sum > 0 ? (most * this.engines.length) / sum : 1,
+      moeMs: (stands * experts.micros) / MICROS_PER_MILLI,
+      expertMs: (stands * experts.expertMicros) / MICROS_PER_MILLI,
+      evenExpertMs: (stands * experts.evenMicros) / MICROS_PER_MILLI,
+      engineImbalance: sum > 0 ? (most * live) / sum : 1,
       expertImbalance: experts.imbalance,
     };
   }

@@ -4,6 +4,7 @@
  */
 import { type CheckedSimulation, checkSimulation } from './check.js';
 import { Engine } from './engine.js';
+import { FailureSchedule } from './failures.js';
 import { Feedback } from './feedback.js';
 import { Gateway } from './gateway.js';
 import { Group } from './group.js';
@@ -48,6 +49,7 @@ class Simulation {
   readonly #moves: (Move | undefined)[];
   readonly #readyMs: number[];
   readonly #feedback: Feedback;
+  readonly #failures: FailureSchedule;
   readonly #gateway: Gateway;
   readonly #series: Series;
   readonly #counters: SimulationCounters;
@@ -60,7 +62,7 @@ class Simulation {
     this.#options = options;
     this.#checked = checked;
     this.#requests = new RequestColumns(options.trace);
-    this.#routing = new Routing(checked.routing, model, seed);
+    this.#routing = new Routing(checked.routing, { ...model, moeLayers: checked.simulatedLayers }, seed);
     for (const [id, request] of options.trace.entries()) {
       this.#requests.profile[id] = this.#routing.profileOf(request);
     }
@@ -77,9 +79,7 @@ class Simulation {
       { length: groups },
       () => new StepTimer(model, hardware, options.tables ?? {}, shape),
     );
-    this.#rearrangers = timers.map(
-      () => new Rearranger(model, hardware, shape, policy.placement, checked.rearrangement, seed),
-    );
+    this.#rearrangers = timers.map(() => new Rearranger(checked, this.#requests));
     this.#groups = timers.map((timer, n) => {
       const own = this.#engines.slice(n * shape.ranks, (n + 1) * shape.ranks);
       const { initial } = this.#rearrangers[n]!;
@@ -95,6 +95,7 @@ class Simulation {
       this.#requests,
       options.trace,
     );
+    this.#failures = new FailureSchedule(checked.failures, shape.ranks * shape.tensorParallel, groups);
     const rate = Math.max(LEAST_RATE, this.#prefillRate(timers[0]!));
     this.#gateway = new Gateway(
       checked,
@@ -118,6 +119,10 @@ class Simulation {
       rearrangements: 0,
       migrations: 0,
       stallMs: 0,
+      moeMs: 0,
+      expertMs: 0,
+      evenExpertMs: 0,
+      resentRequests: 0,
       leakedBlocks: 0,
     };
   }
@@ -147,11 +152,10 @@ class Simulation {
   #eventsOf(engine: number) {
     const rank = engine % this.#checked.shape.ranks;
     const group = Math.floor(engine / this.#checked.shape.ranks);
-    const { profile, firstTokenMs, finishMs } = this.#requests;
+    const { profile, firstTokenMs, finishMs, inputTokens, outputTokens } = this.#requests;
     return {
       firstToken: (id: number) => {
-        if (!Number.isNaN(firstTokenMs[id]!)) return;
-        firstTokenMs[id] = this.#nowMs;
+        if (Number.isNaN(firstTokenMs[id]!)) firstTokenMs[id] = this.#nowMs;
         this.#gateway.firstToken(id);
       },
       finished: (id: number) => {
@@ -159,6 +163,8 @@ class Simulation {
         this.#finished += 1;
         this.#gateway.finished(id);
         this.#feedback.finished(id);
+        const tokens = inputTokens[id]! + outputTokens[id]!;
+        this.#rearrangers[group]!.served(this.#groups[group]!, rank, profile[id]!, tokens);
       },
       joins: (id: number) => this.#groups[group]!.load.add(rank, profile[id]!, 1),
       leaves: (id: number) => this.#groups[group]!.load.add(rank, profile[id]!, -1),
@@ -186,6 +192,7 @@ class Simulation {
       }
       this.#nowMs = Math.min(arrivalAt, stepAt, nextSampleMs);
       if (stepAt <= this.#nowMs) await this.#endSteps();
+      await this.#changeGpus();
       if (this.#nowMs >= nextDriftMs) {
         nextDriftMs += this.#routing.driftEveryMs;
         this.#routing.drift();
@@ -234,17 +241,13 @@ class Simulation {
         if (move !== undefined) this.#begin(n, move);
       }
       const move = this.#moves[n];
-      if (move === undefined || move.atMs > this.#nowMs) continue;
-      this.#moves[n] = undefined;
-      group.timer.linkShare = 1;
-      group.load.place(move.placement);
-      this.#feedback.placed();
+      if (move !== undefined && move.atMs <= this.#nowMs) this.#finishMove(n, move);
     }
   }
 
   #begin(n: number, move: Move): void {
     this.#moves[n] = move;
-    this.#readyMs[n] = this.#nowMs + move.stallMs;
+    this.#readyMs[n] = Math.max(this.#readyMs[n]!, this.#nowMs + move.stallMs);
     this.#groups[n]!.timer.linkShare = this.#rearrangers[n]!.linkLeft;
     this.#series.moved(this.#nowMs, move.migrations);
     this.#counters.rearrangements += 1;
@@ -252,11 +255,62 @@ class Simulation {
     this.#counters.stallMs += move.stallMs;
   }
 
+  #finishMove(n: number, { placement }: Move): void {
+    const group = this.#groups[n]!;
+    this.#moves[n] = undefined;
+    group.timer.linkShare = 1;
+    group.load.place(placement);
+    this.#rearrangers[n]!.moved(this.#nowMs);
+    this.#feedback.placed();
+  }
+
+  /** Between steps: GPUs that have been lost since, and those that are back. A move under way is given up. */
+  async #changeGpus(): Promise<void> {
+    for (const [n, group] of this.#groups.entries()) {
+      if (!Number.isNaN(group.endsMs)) continue;
+      for (const { gpu, isLoss } of this.#failures.due(n, this.#nowMs)) {
+        if (isLoss) this.#lose(n, gpu);
+        else this.#bringBack(n, gpu);
+        const move = await this.#rearrangers[n]!.gpusChanged(group, this.#nowMs, isLoss);
+        this.#begin(n, move);
+        if (move.atMs <= this.#nowMs) this.#finishMove(n, move);
+      }
+    }
+  }
+
+  #lose(n: number, gpu: number): void {
+    const { ranks, tensorParallel } = this.#checked.shape;
+    const group = this.#groups[n]!;
+    const rank = Math.floor(gpu / tensorParallel);
+    const wasOut = group.isOut(rank);
+    group.deadGpus.add(gpu);
+    if (wasOut) return;
+    const lost = group.engines[rank]!.lose();
+    for (const { computedTokens } of lost) this.#counters.recomputedTokens += computedTokens;
+    this.#counters.resentRequests += lost.length;
+    this.#gateway.lost(
+      n * ranks + rank,
+      lost.map(({ id }) => id),
+    );
+  }
+
+  #bringBack(n: number, gpu: number): void {
+    const { ranks, tensorParallel } = this.#checked.shape;
+    const group = this.#groups[n]!;
+    const rank = Math.floor(gpu / tensorParallel);
+    group.deadGpus.delete(gpu);
+    if (!group.isOut(rank)) this.#gateway.back(n * ranks + rank);
+  }
+
   #startSteps(): void {
     for (const [n, group] of this.#groups.entries()) {
       if (!Number.isNaN(group.endsMs) || !group.hasWork) continue;
       const startMs = Math.max(this.#nowMs, this.#readyMs[n]!);
-      this.#series.add(startMs, group.start(startMs, this.#requests), this.#gateway.held);
+      const figures = group.start(startMs, this.#requests);
+      this.#counters.moeMs += figures.moeMs;
+      this.#counters.expertMs += figures.expertMs;
+      this.#counters.evenExpertMs += figures.evenExpertMs;
+      this.#series.add(startMs, figures, this.#gateway.held);
     }
   }
 
@@ -285,6 +339,9 @@ class Simulation {
       series: this.#series.finish(),
       counters,
       expertLoad: this.#expertLoad(),
+      decisions: this.#rearrangers.flatMap(({ decisions }, group) =>
+        decisions.map((decision) => ({ ...decision, group })),
+      ),
       kvBlocks: this.#checked.engine.kvBlocks,
       notes: this.#notes(),
     };
@@ -301,13 +358,16 @@ class Simulation {
   }
 
   #notes(): string[] {
-    const { model, hardware, shape, groups, engine, routing } = this.#checked;
+    const { model, hardware, shape, groups, engine, routing, simulatedLayers } = this.#checked;
     return [
       `${model.name} on ${hardware.name}: ${groups} lockstep group${groups > 1 ? 's' : ''} of ${shape.ranks} engines x ${shape.tensorParallel} GPUs, ${engine.allToAll}`,
       `KV cache: ${engine.kvBlocks} blocks of 16 tokens an engine`,
       this.#options.tables === undefined
         ? 'step times from fits'
         : 'step times from measured tables where given',
+      ...(simulatedLayers === model.moeLayers
+        ? []
+        : [`experts of ${simulatedLayers} layers stand for all ${model.moeLayers}`]),
       `routing: ${routing.kind}${routing.kind === 'generative' || routing.kind === 'uniform' ? ' (synthetic)' : ''}`,
     ];
   }

@@ -1,6 +1,7 @@
 /** What a simulation takes and gives. Times are ms from the start of the trace, lengths are tokens, shares lie in 0…1. */
+import type { DecisionReason, DecisionRules } from '../controller/decide.js';
 import type { DispatchPolicy, DispatchStages, PressureWeights, QueuePolicy } from '../dispatch/types.js';
-import type { PlacementProblem, PlanProgress, ReplicaChoice } from '../types.js';
+import type { Effort, PlacementProblem, PlanProgress, ReplicaChoice } from '../types.js';
 import type { ServedModel, ServingHardware } from './hardware.js';
 import type { ProfileTables } from './tables.js';
 
@@ -92,16 +93,20 @@ export interface PlacementPlanner {
   plan(problem: PlacementProblem): Int32Array | Promise<Int32Array>;
 }
 
+export type SimulatedPlacement = 'static' | 'eplb' | 'swift' | 'periodic' | 'gimbal' | 'oracle';
+
 export interface SimulatedPolicy {
   /** The product's scheduler under this policy, or with stages of one's own. Default `gimbal`. */
   dispatch?: DispatchPolicy | DispatchStages;
   /** The order in which an engine takes waiting requests. Default `gimbal`. */
   queue?: QueuePolicy;
   /**
-   * `static`: the contiguous placement that engines start with. `eplb`: vLLM's rule. `gimbal`: the product's planner. Or a
-   * planner of one's own. Default `gimbal`.
+   * `static`: the contiguous placement that engines start with. Every so many steps: `eplb`, vLLM's rule; `swift`, a few swaps as
+   * vLLM-Ascend has them; `periodic`, the product's planner; or a planner of one's own. `gimbal`: the product's controller, which
+   * looks at sampled statistics and decides. `oracle`: the best placement for what is about to come, moved for nothing. Default
+   * `gimbal`.
    */
-  placement?: 'static' | 'eplb' | 'gimbal' | PlacementPlanner;
+  placement?: SimulatedPlacement | PlacementPlanner;
   /** Tell the dispatcher each engine's MoE pressure and its excess of communication, every second. Default true. */
   feedback?: boolean;
   /** Learn which experts tenants, or else sessions, choose, and weigh engines by it. Default false. */
@@ -127,8 +132,24 @@ export interface PacingSettings {
   mostTokens?: number;
 }
 
+/** The product's controller as it is simulated, under `gimbal`. */
+export interface SimulatedController {
+  /** ms between two looks. Default 10,000. */
+  lookEveryMs?: number;
+  /** Of requests, those whose routing the engines tell, when they end. Default 0.05. */
+  sampleShare?: number;
+  /** Of the statistics, observed tokens. Default: as RoutingStatistics has it. */
+  halfLifeTokens?: number;
+  /** Of the statistics: how much the mean over the sources weighs. Default: as RoutingStatistics has it. */
+  priorTokens?: number;
+  /** Of the decision. Default: the controller's. */
+  rules?: DecisionRules;
+  /** Of the plans. Default `balanced`. */
+  effort?: Effort;
+}
+
 export interface Rearrangement {
-  /** Steps of a lockstep group between plans. Default 3000. */
+  /** Steps of a lockstep group between plans, where they are made by steps. Default 3000. */
   everySteps?: number;
   /** Of these, the last ones whose routing counts. Default 1000. */
   windowSteps?: number;
@@ -140,12 +161,26 @@ export interface Rearrangement {
   transfer?: 'stall' | 'overlap';
   /** ms that each layer takes in a stall beyond the transfer itself. Default 10. */
   layerStallMs?: number;
+  /** ms of a whole stall, in place of what transfer and layers give. */
+  stallMs?: number;
   /** Share of the links that an overlapped transfer takes. Default 0.25. */
   linkShare?: number;
   /** Physical experts beyond the logical ones, over a lockstep group. Default 0. */
   redundantExperts?: number;
-  /** Most moves of one plan, under `gimbal`. Default: none. */
+  /** Most moves of one plan of the product's planner. Default: none. */
   migrationBudget?: number;
+  controller?: SimulatedController;
+  /** ms between two plans of the oracle. Default 10,000. */
+  oracleEveryMs?: number;
+}
+
+/** A GPU that is lost for a while, or for good. */
+export interface GpuFailure {
+  atMs: number;
+  /** Of all GPUs, in the order of the engines. */
+  gpu: number;
+  /** When it is back, empty. Default: never. */
+  backMs?: number;
 }
 
 export interface SimulationOptions {
@@ -165,6 +200,10 @@ export interface SimulationOptions {
   routing?: SimulatedRouting;
   policy?: SimulatedPolicy;
   rearrangement?: Rearrangement;
+  /** One GPU's must not overlap. */
+  failures?: readonly GpuFailure[];
+  /** MoE layers whose experts are simulated, each of which then stands for several. Default: all. */
+  simulatedLayers?: number;
   /** Measured kernels in place of fits, from `readProfileTables`. */
   tables?: ProfileTables;
   /** What counts as good: for goodput. Default 1000 and 50. */
@@ -235,10 +274,29 @@ export interface SimulationCounters {
   /** Tokens computed twice because of preemption. */
   recomputedTokens: number;
   rearrangements: number;
+  /** (expert, GPU) pairs that were new. */
   migrations: number;
   stallMs: number;
+  /** What steps waited for experts and their collectives. */
+  moeMs: number;
+  /** For experts alone; and what it had been, were every step's work even over the GPUs. */
+  expertMs: number;
+  evenExpertMs: number;
+  /** Requests that were sent again, since their engine was lost. */
+  resentRequests: number;
   /** KV blocks in use when everything had ended; 0 unless the simulator is wrong. */
   leakedBlocks: number;
+}
+
+/** A look of the simulated controller at which it could have acted. */
+export interface SimulatedDecision {
+  atMs: number;
+  group: number;
+  rearranged: boolean;
+  reason: DecisionReason;
+  /** Of the plan, where one was made: new (expert, GPU) pairs, and the share of the experts' time that it promised to save. */
+  migrations?: number;
+  gainShare?: number;
 }
 
 export interface SimulationResult {
@@ -248,6 +306,8 @@ export interface SimulationResult {
   counters: SimulationCounters;
   /** `[layers][gpus]` mean pairs a step and GPU of group 0, over its mean: for a heat map. */
   expertLoad: number[][];
+  /** Of the controller, under `gimbal`. */
+  decisions: SimulatedDecision[];
   kvBlocks: number;
   /** What was assumed, in words. */
   notes: string[];
