@@ -32,6 +32,8 @@ export interface StepLoad {
   micros: number;
   /** Largest over mean pairs of a GPU, mean over layers; 1 where there are none. */
   imbalance: number;
+  /** Distinct experts that a GPU reads in a layer, mean over both. */
+  active: number;
 }
 
 export class ExpertLoad {
@@ -157,6 +159,7 @@ export class ExpertLoad {
     const active = new Float64Array(gpus);
     let micros = 0;
     let imbalance = 0;
+    let read = 0;
     for (let layer = 0; layer < layers; layer++) {
       this.#activeOf(layer, active);
       let slowest = 0;
@@ -167,6 +170,7 @@ export class ExpertLoad {
         this.total[layer * gpus + gpu]! += pairs;
         if (pairs > most) most = pairs;
         sum += pairs;
+        read += active[gpu]!;
         const own = timer.experts(active[gpu]!, pairs, tokens);
         if (own > slowest) slowest = own;
       }
@@ -174,7 +178,12 @@ export class ExpertLoad {
       imbalance += sum > 0 ? (most * gpus) / sum : 1;
     }
     for (let n = 0; n < this.window.length; n++) this.window[n]! += this.batch[n]!;
-    return { micros, imbalance: imbalance / layers };
+    return { micros, imbalance: imbalance / layers, active: read / (layers * gpus) };
+  }
+
+  /** The next step is spread as the first one was: steps that are compared shall not differ by luck. */
+  restartNoise(): void {
+    this.#noiseAt = 0;
   }
 
   /** Expectation with the spread of a sum of many rare choices. */

@@ -4,7 +4,6 @@
  */
 import type { Engine } from './engine.js';
 import { ExpertLoad } from './expert-load.js';
-import type { ServedModel } from './hardware.js';
 import type { RequestColumns } from './requests.js';
 import type { RoutingTables } from './routing.js';
 import type { GroupShape, StepTimer } from './step-time.js';
@@ -25,19 +24,16 @@ export class Group {
   dummySteps = 0;
   prefillTokens = 0;
   decodeTokens = 0;
-  readonly #model: ServedModel;
   readonly #shape: GroupShape;
 
   constructor(
     readonly engines: readonly Engine[],
     readonly timer: StepTimer,
-    model: ServedModel,
     tables: RoutingTables,
     shape: GroupShape,
     placement: Int32Array,
     seed: number,
   ) {
-    this.#model = model;
     this.#shape = shape;
     this.load = new ExpertLoad(tables, shape, placement, seed);
   }
@@ -75,13 +71,7 @@ export class Group {
     const padded = most <= padUpToTokens ? ranks * most : Math.max(sum, ranks);
     const experts = this.load.step(this.timer, sum, padded, most);
     this.#addChunks(requests, -1);
-    const { layers, moeLayers } = this.#model;
-    const micros =
-      layers * attention +
-      moeLayers * this.timer.layer(most, true) +
-      (layers - moeLayers) * this.timer.layer(most, false) +
-      experts.micros +
-      this.timer.once(sampled);
+    const micros = this.timer.step(attention, most, experts.micros, sampled);
     this.endsMs = nowMs + micros / MICROS_PER_MILLI;
     this.steps += 1;
     return {

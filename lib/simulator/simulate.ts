@@ -81,7 +81,7 @@ class Simulation {
     this.#groups = timers.map((timer, n) => {
       const own = this.#engines.slice(n * shape.ranks, (n + 1) * shape.ranks);
       const { initial } = this.#rearrangers[n]!;
-      return new Group(own, timer, model, this.#routing.tables, shape, initial, seed + n);
+      return new Group(own, timer, this.#routing.tables, shape, initial, seed + n);
     });
     this.#moves = timers.map(() => undefined);
     this.#readyMs = timers.map(() => 0);
