@@ -1,6 +1,15 @@
 /**
  * gimbal-moe: where the experts of a Mixture-of-Experts model should live, given what was routed where.
  */
+export { adviseRedundancy } from './advice/redundancy.js';
+export type {
+  AdvisedRouting,
+  DemandRange,
+  RedundancyAdvice,
+  RedundancyCandidate,
+  RedundancyOptions,
+  ServedTraffic,
+} from './advice/types.js';
 export { backends } from './backends.js';
 export {
   type EnginePriorityOptions,

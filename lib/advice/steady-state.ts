@@ -8,7 +8,7 @@ import type { CheckedAdvice, CheckedTraffic } from './check.js';
 import type { PlacedLoad } from './placed-load.js';
 
 /** Up to so many chunks of prefill a step their number is summed over its distribution; beyond, taken at three points. */
-const FEW_CHUNKS = 3;
+const FEW_CHUNKS = 4;
 const LEAST_WEIGHT = 1e-4;
 const HALVINGS = 40;
 const GOLDEN = 0.618;
@@ -127,22 +127,20 @@ export class SteadyState {
   }
 }
 
-/** Chunks that fall on each of the ranks when each goes to any: quantiles of their number, in a mixed order. `[ranks]` */
+/**
+ * Chunks that fall on each of the ranks when each goes to any, from the rank with fewest to the one with most, in a mixed order.
+ * `[ranks]`
+ */
 export function chunksOnRanks(chunks: number, ranks: number): Float64Array {
   const onRanks = new Float64Array(ranks);
   if (chunks === 0) return onRanks;
-  const quantile = Number.isInteger(chunks)
-    ? binomialQuantile(chunks, 1 / ranks)
-    : normalQuantile(chunks, 1 / ranks);
+  const rising = Number.isInteger(chunks)
+    ? binomialQuantiles(chunks, ranks)
+    : poissonOrder(chunks / ranks, ranks);
   // Neighbours of the largest shall not be the next ones: they would share its node.
   const stride = strideOf(ranks);
-  let sum = 0;
-  for (let n = 0; n < ranks; n++) {
-    const own = quantile((n + 0.5) / ranks);
-    onRanks[(n * stride) % ranks] = own;
-    sum += own;
-  }
-  return onRanks.map((own) => (own * chunks) / sum);
+  for (let n = 0; n < ranks; n++) onRanks[(n * stride) % ranks] = rising[n]!;
+  return onRanks;
 }
 
 /** Near the golden part of `ranks`, and without a common divisor. */
@@ -153,31 +151,42 @@ function strideOf(ranks: number): number {
   return stride;
 }
 
-function binomialQuantile(n: number, p: number): (share: number) => number {
-  return (share) => {
-    let weight = (1 - p) ** n;
-    let below = weight;
+/** Quantiles of the chunks of a rank where so many go to any, scaled to their sum. */
+function binomialQuantiles(chunks: number, ranks: number): Float64Array {
+  const quantiles = Float64Array.from({ length: ranks }, (_, n) => {
+    const share = (n + 0.5) / ranks;
     let k = 0;
-    while (below < share && k < n) {
-      weight *= ((n - k) * p) / ((k + 1) * (1 - p));
-      below += weight;
-      k += 1;
-    }
+    while (k < chunks && atMost(k, chunks, 1 / ranks) < share) k += 1;
     return k;
-  };
+  });
+  const sum = quantiles.reduce((total, own) => total + own, 0);
+  return quantiles.map((own) => (own * chunks) / sum);
 }
 
-function normalQuantile(n: number, p: number): (share: number) => number {
-  const spread = Math.sqrt(n * p * (1 - p));
-  return (share) => {
-    let [low, high] = [-6, 6];
-    for (let step = 0; step < HALVINGS; step++) {
-      const middle = (low + high) / 2;
-      if (cumulative(middle) < share) low = middle;
-      else high = middle;
-    }
-    return Math.max(0, n * p + spread * high);
-  };
+/** Expected order statistics of as many Poisson numbers of that mean as there are ranks; they add up to the mean's multiple. */
+function poissonOrder(mean: number, ranks: number): Float64Array {
+  const order = new Float64Array(ranks);
+  let weight = Math.exp(-mean);
+  let below = weight;
+  for (let k = 0; 1 - below > LEAST_WEIGHT / ranks || k < mean; k++) {
+    // The n-th of them is above k where fewer than n are not.
+    for (let n = 1; n <= ranks; n++) order[n - 1]! += atMost(n - 1, ranks, below);
+    weight *= mean / (k + 1);
+    below = Math.min(1, below + weight);
+  }
+  return order;
+}
+
+/** That of n draws with chance p at most k hit. */
+function atMost(k: number, n: number, p: number): number {
+  if (p >= 1) return k >= n ? 1 : 0;
+  let log = n * Math.log1p(-p);
+  let sum = 0;
+  for (let hits = 0; hits <= k; hits++) {
+    sum += Math.exp(log);
+    log += Math.log((n - hits) / (hits + 1)) + Math.log(p / (1 - p));
+  }
+  return Math.min(1, sum);
 }
 
 /** The mean of min(N, most) for N about `wanted` with the spread of a Poisson number. */
