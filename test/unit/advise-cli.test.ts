@@ -1,26 +1,9 @@
 /** `gimbal advise` in process: what it prints, what it refuses. */
-import { Writable } from 'node:stream';
 import { afterAll, describe, expect, it } from 'vitest';
-import { run } from '../../lib/cli/run.js';
-import { type Ended, expectFailure, npy, WorkFolder } from './cli-fixture.js';
+import { expectFailure, gimbal, npy, WorkFolder } from './cli-fixture.js';
 
 const folder = new WorkFolder();
 afterAll(() => folder.remove());
-
-async function gimbal(words: string[]): Promise<Ended> {
-  const text = { stdout: '', stderr: '' };
-  const sink = (name: keyof typeof text) =>
-    new Writable({
-      write: (chunk: Buffer, _encoding, done) => {
-        text[name] += chunk.toString();
-        done();
-      },
-    });
-  const output = { stdout: sink('stdout'), stderr: sink('stderr') };
-  const { signal } = new AbortController();
-  const code = await run(words, { output, signal, onHangUp: () => undefined });
-  return { code, ...text };
-}
 
 /** Three layers of 128 experts for four sources; expert 5 has a quarter of all. */
 const HOT = Uint32Array.from({ length: 3 * 4 * 128 }, (_, n) => (n % 128 === 5 ? 42_000 : 1000));
