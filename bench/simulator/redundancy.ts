@@ -23,7 +23,7 @@ type Case = Pick<RedundancyOptions, 'model' | 'hardware' | 'nodes' | 'candidates
 };
 
 const QWEN = { candidates: [0, 8, 16, 32, 64] };
-const DEEPSEEK = { model: 'DeepSeek-V3', hardware: 'H100', nodes: 4, candidates: [0, 32, 64, 128, 192] };
+const DEEPSEEK = { model: 'DeepSeek-V3', hardware: 'H100', nodes: 4, candidates: [0, 32, 64, 128] };
 const CASES: Case[] = [
   {
     title: 'Qwen3-30B, 8 × H100, chat',
@@ -32,14 +32,6 @@ const CASES: Case[] = [
     hardware: 'H100',
     sigma: 0.5,
     traffic: { inputTokens: 1024, outputTokens: 256, concurrency: 512 },
-  },
-  {
-    title: 'Qwen3-30B, 8 × A100, long prompts, skewed',
-    ...QWEN,
-    model: 'Qwen3-30B-A3B',
-    hardware: 'A100',
-    sigma: 1.5,
-    traffic: { inputTokens: 2048, outputTokens: 64, concurrency: 256 },
   },
   {
     title: 'Qwen3-235B, 8 × H200, memory to spare, skewed',
@@ -61,6 +53,12 @@ const CASES: Case[] = [
     title: 'DeepSeek-V3, 32 × H100, memory to spare, skewed',
     ...DEEPSEEK,
     sigma: 1,
+    traffic: { inputTokens: 256, outputTokens: 512, concurrency: 4096 },
+  },
+  {
+    title: 'DeepSeek-V3, 32 × H100, memory to spare, very skewed',
+    ...DEEPSEEK,
+    sigma: 2,
     traffic: { inputTokens: 256, outputTokens: 512, concurrency: 4096 },
   },
   {

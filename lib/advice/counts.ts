@@ -11,6 +11,8 @@ import type { CheckedAdvice } from './check.js';
 const STREAM = { window: 401, split: 402 };
 /** Above it a binomial draw is a rounded normal one. */
 const EXACT_DRAWS = 32;
+/** Counts that are only judged by are scaled by up to so much, lest few are rounded away, and stay below a limit. */
+const SCALE = { most: 256, limit: 2 ** 31 };
 
 export interface Counts {
   /** `[layers][sources][experts]` */
@@ -92,4 +94,30 @@ function halfOf(count: number, random: Random): number {
   let half = 0;
   for (; bits !== 0; bits &= bits - 1) half += 1;
   return half;
+}
+
+/**
+ * The counts that a plan is judged by, without what chance alone spreads their experts by: the sums of a layer's experts are drawn
+ * to their mean by the part of their variance that Poisson counts would have (empirical Bayes). Or every placement that averages
+ * over more experts would seem to win, where all that differs is noise.
+ */
+export function withoutChance(counts: Counts): Counts {
+  const { layers, sources, experts } = counts;
+  const tokens = counts.tokens.slice();
+  for (let layer = 0; layer < layers; layer++) {
+    const own = tokens.subarray(layer * sources * experts, (layer + 1) * sources * experts);
+    const sums = new Float64Array(experts);
+    for (let n = 0; n < own.length; n++) sums[n % experts]! += own[n]!;
+    const mean = sums.reduce((total, sum) => total + sum, 0) / experts;
+    const variance = sums.reduce((total, sum) => total + (sum - mean) ** 2, 0) / Math.max(1, experts - 1);
+    const kept = variance > mean ? 1 - mean / variance : 0;
+    const most = sums.reduce((a, b) => Math.max(a, b));
+    const scale = Math.min(SCALE.most, SCALE.limit / Math.max(1, most));
+    for (let n = 0; n < own.length; n++) {
+      const sum = sums[n % experts]!;
+      const drawn = mean + kept * (sum - mean);
+      own[n] = Math.round(scale * (sum > 0 ? (own[n]! * drawn) / sum : drawn / sources));
+    }
+  }
+  return { ...counts, tokens };
 }

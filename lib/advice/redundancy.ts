@@ -9,7 +9,7 @@ import { topology } from '../topology.js';
 import type { PlacementProblem, Plan } from '../types.js';
 import { type CheckedAdvice, checkAdvice, type Slots } from './check.js';
 import { choose } from './choose.js';
-import { type Counts, countsOf, splitCounts } from './counts.js';
+import { type Counts, countsOf, splitCounts, withoutChance } from './counts.js';
 import { PlacedLoad } from './placed-load.js';
 import { type Demand, type Steady, SteadyState } from './steady-state.js';
 import type { DemandRange, RedundancyAdvice, RedundancyCandidate, RedundancyOptions } from './types.js';
@@ -47,6 +47,7 @@ class Advisor {
   readonly #options: RedundancyOptions;
   readonly #checked: CheckedAdvice;
   readonly #counts: Counts;
+  readonly #judged: Counts;
   readonly #timer: StepTimer;
   readonly #steady: SteadyState;
   readonly #planner = new Planner();
@@ -59,6 +60,7 @@ class Advisor {
     this.#options = options;
     this.#checked = checked;
     this.#counts = countsOf(checked, model);
+    this.#judged = withoutChance(this.#counts);
     this.#timer = new StepTimer(model, hardware, options.tables ?? {}, shape);
     this.#steady = new SteadyState(this.#timer, checked);
     this.#costs = topology({
@@ -104,9 +106,11 @@ class Advisor {
     const halves: PlacedLoad[] = [];
     for (let split = 0; split < splits; split++) {
       const [seen, unseen] = splitCounts(this.#counts, seed, split);
-      halves.push(this.#load(unseen, (await this.#plan(seen, slots)).physicalToLogical, slots));
+      halves.push(
+        this.#load(withoutChance(unseen), (await this.#plan(seen, slots)).physicalToLogical, slots),
+      );
     }
-    return { slots, plan, whole: this.#load(this.#counts, plan.physicalToLogical, slots), halves };
+    return { slots, plan, whole: this.#load(this.#judged, plan.physicalToLogical, slots), halves };
   }
 
   async #plan(counts: Counts, { slotsPerGpu }: Slots): Promise<Plan> {

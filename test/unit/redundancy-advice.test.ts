@@ -297,11 +297,40 @@ describe('adviseRedundancy', () => {
     expect((await adviseRedundancy(optionsOf(flat, withTokens(100_000)))).redundantExperts).toBe(0);
   });
 
+  /** Sixteen GPUs of one expert each or two, whose traffic is drawn about shares of that spread. */
+  async function drawn(sigma: number, meanPairs: number, seed: number) {
+    const [sources, layers] = [16, 2];
+    const random = new Random(seed, 3);
+    const { experts } = MODEL;
+    const popular = Array.from(
+      { length: layers * experts },
+      () => meanPairs * Math.exp(sigma * random.normal()),
+    );
+    const tokens = Uint32Array.from({ length: layers * sources * experts }, (_, n) => {
+      return poisson(popular[Math.floor(n / sources / experts) * experts + (n % experts)]!, random);
+    });
+    const traffic = { inputTokens: 20, outputTokens: 101, concurrency: 3200 };
+    const counts = { tokens, layers, sources, experts };
+    const more = { gpusPerNode: 16, candidates: [0, 16], traffic, seed };
+    const { redundantExperts, candidates } = await adviseRedundancy(optionsOf(counts, withTokens(1e6), more));
+    return { advised: redundantExperts, gain: candidates[1]!.gainShare };
+  }
+  const SEEDS = [1, 2, 3];
+
   it('takes no gain for granted that a handful of counts pretends', async () => {
-    const random = new Random(SEED, 5);
-    const few = countsOf(() => random.below(8));
-    const noisy = await adviseRedundancy(optionsOf(few, withTokens(100_000)));
-    expect(noisy.redundantExperts, `seed ${SEED}`).toBe(0);
+    // A pair and a half in each cell: plans on half of them hit the true shares by luck.
+    for (const seed of SEEDS) expect((await drawn(0.3, 1.5, seed)).advised, `seed ${seed}`).toBe(0);
+    for (const seed of SEEDS) expect((await drawn(0.3, 200, seed)).advised, `seed ${seed}`).toBe(16);
+  });
+
+  it('sees next to no gain where the counts of equals differ by chance', async () => {
+    let gain = 0;
+    for (const seed of SEEDS) {
+      const one = await drawn(0, 25, seed);
+      expect(one.advised, `seed ${seed}`).toBe(0);
+      gain += one.gain / SEEDS.length;
+    }
+    expect(gain).toBeLessThan(0.006);
   });
 
   it('never advises more where requests want more memory', async () => {
