@@ -1,6 +1,15 @@
 /**
  * gimbal-moe: where the experts of a Mixture-of-Experts model should live, given what was routed where.
  */
+export { adviseRedundancy } from './advice/redundancy.js';
+export type {
+  AdvisedRouting,
+  DemandRange,
+  RedundancyAdvice,
+  RedundancyCandidate,
+  RedundancyOptions,
+  ServedTraffic,
+} from './advice/types.js';
 export { backends } from './backends.js';
 export { Controller } from './controller/controller.js';
 export {
@@ -14,18 +23,6 @@ export {
   type Prospect,
   reasonToWait,
 } from './controller/decide.js';
-export type {
-  ApplyHook,
-  ControllerClock,
-  ControllerLogger,
-  ControllerOptions,
-  ControllerStatus,
-  DecisionRecord,
-  Lease,
-  MigrationCosts,
-  PlacedModel,
-  PlacementChange,
-} from './controller/types.js';
 export {
   ExpertFingerprints,
   type ExpertFingerprintsOptions,
@@ -39,6 +36,18 @@ export {
   type PlacedTraffic,
 } from './controller/pressure.js';
 export { weighSources } from './controller/shares.js';
+export type {
+  ApplyHook,
+  ControllerClock,
+  ControllerLogger,
+  ControllerOptions,
+  ControllerStatus,
+  DecisionRecord,
+  Lease,
+  MigrationCosts,
+  PlacedModel,
+  PlacementChange,
+} from './controller/types.js';
 export {
   type EnginePriorityOptions,
   enginePriority,

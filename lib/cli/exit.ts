@@ -153,6 +153,8 @@ function exitCodeOf(error: GimbalError): number {
 function remedyOf(error: GimbalError): string | undefined {
   switch (error.code) {
     case 'GIMBAL_INFEASIBLE':
+      if (error.field === 'memory')
+        return 'spread the model over more GPUs (--topology), take GPUs with more memory (--hardware), or a larger --memory-share';
       return 'every expert needs a slot on a live GPU: give more slots (--slots), more GPUs (--topology) or fewer --dead-gpus';
     case 'GIMBAL_BACKEND_UNAVAILABLE':
       return '`gimbal backends` lists what this machine can run; --backend auto takes the best of them';

@@ -124,6 +124,33 @@ export function weights(text: string): Weights {
   return result;
 }
 
+/** A share of 1, or with %. */
+export function share(option: string, example: string): (text: string) => number {
+  return (text) => {
+    const match = /^(\d+(?:\.\d+)?)(%)?$/.exec(text);
+    const value = Number(match?.[1]) / (match?.[2] === '%' ? 100 : 1);
+    if (match === null || value > 1)
+      throw takes(option, 'a share from 0 to 1, or in %', text, `${option} ${example}`);
+    return value;
+  };
+}
+
+/** `0,32,64`: each a whole number. */
+export function wholeNumbers(option: string, example: string): (text: string) => number[] {
+  return (text) => {
+    if (!/^\d+(,\d+)*$/.test(text))
+      throw takes(option, 'whole numbers with commas between', text, `${option} ${example}`);
+    return text.split(',').map(wholeNumber(option, 0, example));
+  };
+}
+
+/** `4x8`. */
+export function clusterShape(text: string): { nodes: number; gpusPerNode: number } {
+  const match = /^([1-9]\d{0,5})[x×*]([1-9]\d{0,5})$/i.exec(text);
+  if (match === null) throw takes('--topology', 'NODESxGPUS', text, '--topology 4x8');
+  return { nodes: Number(match[1]), gpusPerNode: Number(match[2]) };
+}
+
 /** `3,7` or `8-15`: ascending, each once. */
 export function gpuList(option: string): (text: string) => number[] {
   const most = 1_000_000;

@@ -9,6 +9,7 @@ import { simulatedPolicies } from '../simulator/policies.js';
 import { lengthShapes } from '../simulator/shapes.js';
 import { traceFormats } from '../simulator/traces.js';
 import { REPLICA_CHOICES } from '../validate.js';
+import { type AdviseOptions, adviseCommand } from './advise-command.js';
 import { backendsCommand } from './backends-command.js';
 import type { Context } from './context.js';
 import { type DiffOptions, diffCommand } from './diff-command.js';
@@ -17,6 +18,7 @@ import {
   ALL_TO_ALL,
   BACKENDS,
   budget,
+  clusterShape,
   EFFORTS,
   exportFormats,
   gpuList,
@@ -25,18 +27,20 @@ import {
   oneOf,
   positive,
   seed,
+  share,
   slo,
   slots,
   timeNs,
   weights,
   wholeNumber,
+  wholeNumbers,
 } from './options.js';
 import { type PlanCommandOptions, planCommand } from './plan-command.js';
 import { countsFormatNames, hardwareNames, modelNames } from './problem.js';
 import type { ServeOptions } from './serve-command.js';
 import { type SimulateOptions, simulateCommand } from './simulate-command.js';
 
-export const commandNames = ['plan', 'evaluate', 'diff', 'simulate', 'serve', 'backends'] as const;
+export const commandNames = ['plan', 'evaluate', 'diff', 'simulate', 'advise', 'serve', 'backends'] as const;
 
 const EXIT_CODES = `
 Exit codes:
@@ -77,6 +81,7 @@ ${EXIT_CODES}`,
   addEvaluate(program, context);
   addDiff(program, context);
   addSimulate(program, context);
+  addAdvise(program, context);
   addServe(program, context);
   addBackends(program, context);
   for (const command of [program, ...program.commands]) quieten(command, context);
@@ -486,6 +491,144 @@ Examples:
 ${EXIT_CODES}`,
     )
     .action((options: SimulateOptions) => simulateCommand(options, context));
+}
+
+function addAdvise(program: Command, context: Context): void {
+  program
+    .command('advise')
+    .description(
+      'How many redundant experts a layer are worth their memory, against the KV cache that they displace.',
+    )
+    .requiredOption('--topology <shape>', 'the cluster: NODESxGPUS such as 4x8', clusterShape)
+    .option(
+      '--sources <n>',
+      'source DP ranks, which are the engines (default: one a GPU)',
+      wholeNumber('--sources', 1, '4'),
+    )
+    .requiredOption('--model <name>', Object.keys(servedModels).join(', '))
+    .requiredOption('--hardware <name>', Object.keys(servingHardware).join(', '))
+    .option('--counts <file...>', 'routing counts as plan takes them (default: a generative model)')
+    .addOption(
+      new Option(
+        '--counts-format <name>',
+        `of --counts, where the content does not tell: ${countsFormatNames().join(', ')}`,
+      ).argParser(oneOf('--counts-format', countsFormatNames())),
+    )
+    .option('--sigma <x>', 'spread of the generative model’s expert popularity', positive('--sigma', '0.5'))
+    .requiredOption(
+      '--input-tokens <n>',
+      'of a prompt in the mean, less what prefix caches find',
+      positive('--input-tokens', '1024'),
+    )
+    .requiredOption('--output-tokens <n>', 'of an answer in the mean', positive('--output-tokens', '256'))
+    .option(
+      '--concurrency <n>',
+      'requests that decode at once over all engines, where memory has room',
+      positive('--concurrency', '512'),
+    )
+    .option('--rate <n>', 'or requests a second, from which that follows', positive('--rate', '20'))
+    .option('--kv-use <share>', 'or the measured use of the KV cache', share('--kv-use', '65%'))
+    .option(
+      '--redundant-experts <n>',
+      'beside which --kv-use was measured (default: the fewest)',
+      wholeNumber('--redundant-experts', 0, '32'),
+    )
+    .option(
+      '--kv-tokens-per-request <n>',
+      'in the KV cache in the mean (default: the prompt and half of the answer)',
+      positive('--kv-tokens-per-request', '1500'),
+    )
+    .option(
+      '--candidates <list>',
+      'redundant experts to weigh (default: whole slots more on each GPU, while they fit)',
+      wholeNumbers('--candidates', '0,32,64'),
+    )
+    .addOption(
+      new Option('--all-to-all <kind>', `how tokens travel: ${ALL_TO_ALLS.join(', ')}`).argParser(
+        oneOf('--all-to-all', ALL_TO_ALLS),
+      ),
+    )
+    .addOption(
+      new Option('--replica-choice <rule>', `how a token finds a replica: ${REPLICA_CHOICES.join(', ')}`)
+        .argParser(oneOf('--replica-choice', REPLICA_CHOICES))
+        .default('even'),
+    )
+    .option(
+      '--max-num-seqs <n>',
+      'requests that run at once on an engine',
+      wholeNumber('--max-num-seqs', 1, '256'),
+    )
+    .option(
+      '--max-num-batched-tokens <n>',
+      'tokens of a step',
+      wholeNumber('--max-num-batched-tokens', 1, '8192'),
+    )
+    .option(
+      '--memory-share <share>',
+      'of a GPU, for the engine (default: 0.9)',
+      share('--memory-share', '0.9'),
+    )
+    .option(
+      '--activation-gb <n>',
+      'of that, neither weights nor KV cache (default: 4)',
+      positive('--activation-gb', '4'),
+    )
+    .option('--profiles <folder>', 'measured kernels as CSV, in place of the built-in fits')
+    .option(
+      '--splits <n>',
+      'times that the counts are split into a half to plan on and a half to judge by (default: 4)',
+      wholeNumber('--splits', 2, '4'),
+    )
+    .option(
+      '--least-gain <share>',
+      'in throughput, that redundancy must win (default: 0.5%)',
+      share('--least-gain', '0.5%'),
+    )
+    .option(
+      '--simulate [n]',
+      'simulate the n best beside the fewest (2), and print that beside the prediction',
+      wholeNumber('--simulate', 1, '2'),
+    )
+    .addOption(
+      new Option('--effort <name>', `how long to search for each plan: ${EFFORTS.join(', ')}`)
+        .argParser(oneOf('--effort', EFFORTS))
+        .default('balanced'),
+    )
+    .addOption(
+      new Option('--backend <name>', `where to plan: ${BACKENDS.join(', ')}`)
+        .argParser(oneOf('--backend', BACKENDS))
+        .default('auto'),
+    )
+    .option(
+      '--threads <n>',
+      'changes the time, never the result (default: all cores)',
+      wholeNumber('--threads', 1, '2'),
+    )
+    .option('--seed <n>', 'of plans, splits and simulations', wholeNumber('--seed', 0, '7'), 0)
+    .option('--json', 'print one JSON document instead of the table')
+    .option('--progress', 'tell progress on stderr even where it is no terminal')
+    .option('--no-progress', 'tell no progress')
+    .addHelpText(
+      'after',
+      `
+A replica balances load, but its weights take room from the KV cache of every engine on its GPU, and each step reads them. The
+table sets both against each other in output tokens a second; → marks the fewest redundant experts that no other number
+beats by more than chance. The last lines tell from which demand for memory on the advice would be another.
+
+Examples:
+  # DeepSeek-V3 on 4 nodes of 8 H100s, with what was counted there and 4,096 requests under way:
+  gimbal advise --counts counts.npy --topology 4x8 --model deepseek-v3 --hardware h100 --all-to-all a2a-dedup \\
+    --input-tokens 1024 --output-tokens 512 --concurrency 4096
+
+  # A running cluster without redundant experts uses 65 % of its KV cache; check the advice in the simulator:
+  gimbal advise --counts counts.npy --topology 4x8 --model deepseek-v3 --hardware h100 --all-to-all a2a-dedup \\
+    --input-tokens 1024 --output-tokens 512 --kv-use 65% --simulate
+
+  # No counts yet: a generative model of routing, and a rate of requests.
+  gimbal advise --topology 1x8 --model qwen3-30b-a3b --hardware h100 --input-tokens 1024 --output-tokens 256 --rate 40
+${EXIT_CODES}`,
+    )
+    .action((options: AdviseOptions) => adviseCommand(options, context));
 }
 
 function addBackends(program: Command, context: Context): void {

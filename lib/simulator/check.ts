@@ -15,6 +15,7 @@ import { REPLICA_CHOICES } from '../validate.js';
 import {
   findServedModel,
   findServingHardware,
+  keyValueTokens,
   type ServedModel,
   type ServingHardware,
   weightBytes,
@@ -35,8 +36,6 @@ import type {
 export const ALL_TO_ALLS = ['allgather-reducescatter', 'a2a-pairs', 'a2a-dedup'] as const;
 export const PLACEMENTS = ['static', 'eplb', 'swift', 'periodic', 'gimbal', 'oracle'] as const;
 const EFFORTS = ['fast', 'balanced', 'thorough'] as const;
-const MEMORY_SHARE = 0.9;
-const ACTIVATION_GB = 4;
 /** What vLLM chooses on GPUs of the H100's class, and on lesser ones. */
 const H100_CLASS_TFLOPS = 900;
 const USUAL_BATCH = 8192;
@@ -146,7 +145,7 @@ function checkShape(options: SimulationOptions): { shape: ParallelShape; groups:
   return { shape: { ranks: ep / tp, tensorParallel: tp, nodes: groupNodes }, groups };
 }
 
-function checkEngine(
+export function checkEngine(
   given: EngineSettings = {},
   model: ServedModel,
   hardware: ServingHardware,
@@ -196,19 +195,16 @@ function checkEngine(
   };
 }
 
-/** What memory leaves. Grouped heads are split over a rank's GPUs; a latent cache is on each of them. */
+/** What memory leaves. */
 function defaultBlocks(
   model: ServedModel,
   hardware: ServingHardware,
   split: number,
   slotsPerGpu: number,
 ): number {
-  const weights = weightBytes(model, slotsPerGpu, split);
-  const room = hardware.memoryGB * 1e9 * MEMORY_SHARE - weights - ACTIVATION_GB * 1e9;
-  const perToken =
-    model.keyValueBytesPerToken / (model.keyValueHeads === 0 ? 1 : Math.min(split, model.keyValueHeads));
-  const blocks = Math.floor(room / (perToken * BLOCK_TOKENS));
+  const blocks = Math.floor(keyValueTokens(model, hardware, split, slotsPerGpu) / BLOCK_TOKENS);
   if (blocks < 1) {
+    const weights = weightBytes(model, slotsPerGpu, split);
     throw invalid(
       'options.hardware',
       `GPUs that hold ${(weights / 1e9).toFixed(0)} GB of weights with room for a KV cache`,

@@ -37,6 +37,8 @@ export interface StepLoad {
   evenMicros: number;
   /** Largest over mean pairs of a GPU, mean over layers; 1 where there are none. */
   imbalance: number;
+  /** Distinct experts that a GPU reads in a layer, mean over both. */
+  active: number;
 }
 
 export class ExpertLoad {
@@ -242,8 +244,10 @@ export class ExpertLoad {
     let evenMicros = 0;
     let travelMicros = 0;
     let imbalance = 0;
+    let read = 0;
     for (let layer = 0; layer < layers; layer++) {
       const allActive = this.#activeOf(layer, active);
+      read += allActive;
       let slowest = 0;
       let most = 0;
       let sum = 0;
@@ -266,7 +270,13 @@ export class ExpertLoad {
       expertMicros,
       evenMicros,
       imbalance: imbalance / layers,
+      active: read / (layers * gpus),
     };
+  }
+
+  /** The next step is spread as the first one was: steps that are compared shall not differ by luck. */
+  restartNoise(): void {
+    this.#noiseAt = 0;
   }
 
   /** Expectation with the spread of a sum of many rare choices. */

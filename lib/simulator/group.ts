@@ -4,7 +4,6 @@
  */
 import type { Engine } from './engine.js';
 import { ExpertLoad } from './expert-load.js';
-import type { ServedModel } from './hardware.js';
 import type { RequestColumns } from './requests.js';
 import type { RoutingTables } from './routing.js';
 import type { GroupShape, StepTimer } from './step-time.js';
@@ -31,19 +30,20 @@ export class Group {
   decodeTokens = 0;
   /** Of the group's own GPUs, those that are lost. */
   readonly deadGpus = new Set<number>();
-  readonly #model: ServedModel;
+  readonly #stands: number;
   readonly #shape: GroupShape;
 
   constructor(
     readonly engines: readonly Engine[],
     readonly timer: StepTimer,
-    model: ServedModel,
+    /** Layers that each layer whose experts are simulated stands for. */
+    stands: number,
     tables: RoutingTables,
     shape: GroupShape,
     placement: Int32Array,
     seed: number,
   ) {
-    this.#model = model;
+    this.#stands = stands;
     this.#shape = shape;
     this.load = new ExpertLoad(tables, shape, placement, seed);
   }
@@ -91,15 +91,8 @@ export class Group {
     const padded = most <= padUpToTokens ? live * most : Math.max(sum, live);
     const experts = this.load.step(this.timer, sum, padded, most);
     this.#addChunks(requests, -1);
-    const { layers, moeLayers } = this.#model;
-    // Each layer whose experts are simulated stands for so many.
-    const stands = moeLayers / this.load.layers;
-    const micros =
-      layers * attention +
-      moeLayers * this.timer.layer(most, true) +
-      (layers - moeLayers) * this.timer.layer(most, false) +
-      stands * experts.micros +
-      this.timer.once(sampled);
+    const stands = this.#stands;
+    const micros = this.timer.step(attention, most, stands * experts.micros, sampled);
     this.endsMs = nowMs + micros / MICROS_PER_MILLI;
     this.steps += 1;
     return {

@@ -292,6 +292,30 @@ export function weightBytes(model: ServedModel, slotsPerGpu: number, tensorParal
   return dense + moeLayers * slotsPerGpu * expertBytes + (2 * 2 * vocabulary * hiddenSize) / tensorParallel;
 }
 
+/** What of a GPU's memory an engine takes, and what of that is neither weights nor KV cache. */
+export interface MemoryRules {
+  memoryShare: number;
+  activationBytes: number;
+}
+
+export const MEMORY_DEFAULTS: MemoryRules = { memoryShare: 0.9, activationBytes: 4e9 };
+
+/**
+ * Tokens that the KV cache of a rank holds in what memory leaves; below 0 where not even the weights fit. Grouped heads are split
+ * over a rank's GPUs; a latent cache is on each of them.
+ */
+export function keyValueTokens(
+  model: ServedModel,
+  { memoryGB }: ServingHardware,
+  tensorParallel: number,
+  slotsPerGpu: number,
+  { memoryShare, activationBytes }: MemoryRules = MEMORY_DEFAULTS,
+): number {
+  const weights = weightBytes(model, slotsPerGpu, tensorParallel);
+  const split = model.keyValueHeads === 0 ? 1 : Math.min(tensorParallel, model.keyValueHeads);
+  return (memoryGB * 1e9 * memoryShare - weights - activationBytes) / (model.keyValueBytesPerToken / split);
+}
+
 /** Of weights outside experts: models with narrow experts of 4 bits keep the rest at 16. */
 export function elementBytes({ precision }: ServedModel): number {
   return precision === 'fp8' ? 1 : 2;

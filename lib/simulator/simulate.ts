@@ -80,10 +80,11 @@ class Simulation {
       () => new StepTimer(model, hardware, options.tables ?? {}, shape),
     );
     this.#rearrangers = timers.map(() => new Rearranger(checked, this.#requests));
+    const stands = model.moeLayers / checked.simulatedLayers;
     this.#groups = timers.map((timer, n) => {
       const own = this.#engines.slice(n * shape.ranks, (n + 1) * shape.ranks);
       const { initial } = this.#rearrangers[n]!;
-      return new Group(own, timer, model, this.#routing.tables, shape, initial, seed + n);
+      return new Group(own, timer, stands, this.#routing.tables, shape, initial, seed + n);
     });
     this.#moves = timers.map(() => undefined);
     this.#readyMs = timers.map(() => 0);

@@ -238,6 +238,21 @@ export class StepTimer {
     );
   }
 
+  /**
+   * A whole step: the slowest rank's attention in one layer, `most` tokens on the largest rank, experts and collectives of all layers,
+   * and `sampled` rows.
+   */
+  step(attention: number, most: number, experts: number, sampled: number): number {
+    const { layers, moeLayers } = this.#model;
+    return (
+      layers * attention +
+      moeLayers * this.layer(most, true) +
+      (layers - moeLayers) * this.layer(most, false) +
+      experts +
+      this.once(sampled)
+    );
+  }
+
   /** Once a step, whatever its layers: sampling `rows` tokens, and the engine itself. */
   once(rows: number): number {
     const { vocabulary, hiddenSize } = this.#model;

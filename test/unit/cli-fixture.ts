@@ -5,8 +5,10 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { Writable } from 'node:stream';
 import { expect } from 'vitest';
 import { SKEWED_TOPICS, workload } from '../../bench/workloads.js';
+import { run } from '../../lib/cli/run.js';
 
 export const LAYERS = 3;
 export const SOURCES = 8;
@@ -16,6 +18,22 @@ export interface Ended {
   code: number | null;
   stdout: string;
   stderr: string;
+}
+
+/** The command in process. */
+export async function gimbal(words: string[]): Promise<Ended> {
+  const text = { stdout: '', stderr: '' };
+  const sink = (name: keyof typeof text) =>
+    new Writable({
+      write: (chunk: Buffer, _encoding, done) => {
+        text[name] += chunk.toString();
+        done();
+      },
+    });
+  const output = { stdout: sink('stdout'), stderr: sink('stderr') };
+  const { signal } = new AbortController();
+  const code = await run(words, { output, signal, onHangUp: () => undefined });
+  return { code, ...text };
 }
 
 /** A folder with `counts.npy` [layers, sources, experts] and `sums.npy` [layers, experts]. */

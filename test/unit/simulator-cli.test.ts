@@ -1,31 +1,14 @@
 /** `gimbal simulate` in process: what it prints and writes, what it refuses, and its page in a browser. */
 import { existsSync, readFileSync } from 'node:fs';
-import { Writable } from 'node:stream';
 import { chromium } from 'playwright-core';
 import { afterAll, describe, expect, it } from 'vitest';
-import { run } from '../../lib/cli/run.js';
-import { type Ended, expectFailure, npy, WorkFolder } from './cli-fixture.js';
+import { expectFailure, gimbal, npy, WorkFolder } from './cli-fixture.js';
 
 const CHROMIUM = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(
   existsSync,
 );
 const folder = new WorkFolder();
 afterAll(() => folder.remove());
-
-async function gimbal(words: string[]): Promise<Ended> {
-  const text = { stdout: '', stderr: '' };
-  const sink = (name: keyof typeof text) =>
-    new Writable({
-      write: (chunk: Buffer, _encoding, done) => {
-        text[name] += chunk.toString();
-        done();
-      },
-    });
-  const output = { stdout: sink('stdout'), stderr: sink('stderr') };
-  const { signal } = new AbortController();
-  const code = await run(words, { output, signal, onHangUp: () => undefined });
-  return { code, ...text };
-}
 
 const CLUSTER = '--model qwen3-30b-a3b --hardware h100 --dp 2 --tp 2'.split(' ');
 const SYNTHETIC = ['simulate', ...CLUSTER, ...'--synthetic random --requests 60 --rate 30'.split(' ')];
