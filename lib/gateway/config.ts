@@ -10,6 +10,7 @@ import { GimbalError, mismatch } from '../errors.js';
 import { ioError, readFileBounded } from '../files.js';
 import { MAX_YAML_BYTES } from '../import/limits.js';
 import { ENDPOINT_EXPECTED, isEndpoint } from '../telemetry/kv-feed.js';
+import { checkRouting, routingSchema } from './routing/config.js';
 
 /** Timers take 32 bits, and nothing that waits an hour is waited for. */
 const MOST_MS = 3.6e6;
@@ -136,6 +137,8 @@ export const gatewaySchema = z.strictObject({
   sessionHeader: z.string().toLowerCase().default('x-session-id'),
   /** Of streams that the gateway asks for their usage, which clients do not see unless they asked too. */
   usageShare: z.number().min(0).max(1).default(0.05),
+  /** Counts where tokens are routed, from what engines say of a share of the requests. */
+  routing: routingSchema.optional(),
   /** The queue's order as the body's `priority`, for engines that are told to heed it. */
   enginePriority: z.boolean().default(false),
   redis: z.strictObject({ url: z.string().min(1), prefix: z.string().min(1).default('gimbal') }).optional(),
@@ -197,6 +200,7 @@ export function checkGatewayOptions(options: unknown, source = 'options'): Gatew
       throw wrong('apiKeyEnv', 'a variable of the environment', `${apiKeyEnv}, which is not set`);
     }
   }
+  if (data.routing !== undefined) checkRouting(data.routing, data.servers, source);
   return data;
 }
 

@@ -2,6 +2,7 @@
  * The gateway as a whole: listens, sends each request its way, takes a new configuration while it runs, and goes down without
  * losing what is in flight.
  */
+import { randomInt } from 'node:crypto';
 import http, { type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http';
 import https from 'node:https';
 import net, { type AddressInfo, type Socket } from 'node:net';
@@ -9,7 +10,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Agent } from 'undici';
 import { timeOfDay } from '../dispatch/validate.js';
 import { ioError } from '../files.js';
-import { ADMIN_PATHS, type AdminParts, serveAdmin } from './admin.js';
+import { RoutingStatistics } from '../statistics/routing-statistics.js';
+import { type AdminPages, type AdminParts, adminPaths, serveAdmin } from './admin.js';
 import { sendError, wrongMethod } from './answers.js';
 import { type GatewayConfig, mergeReload, readApiKeys } from './config.js';
 import type { ExtProcServer } from './ext-proc/server.js';
@@ -20,6 +22,9 @@ import { createLog, type Logger } from './log.js';
 import { GatewayMetrics } from './metrics.js';
 import { serveExtProc } from './picker.js';
 import { InferenceProxy } from './proxy.js';
+import { type RoutingConfig, statisticsOptions } from './routing/config.js';
+import { RoutingSampler } from './routing/sampler.js';
+import { StatisticsApi } from './routing/statistics-api.js';
 import type { SharedLedger } from './shared-ledger.js';
 import { readTls } from './tls.js';
 import { TokenEstimator } from './tokens.js';
@@ -56,12 +61,14 @@ export class Gateway {
   readonly #agent: Agent;
   readonly #proxy: InferenceProxy;
   readonly #admin: AdminParts;
+  readonly #routing: { statistics: RoutingStatistics; sampler: RoutingSampler } | undefined;
   readonly #servers: (http.Server | https.Server)[] = [];
   readonly #startedMs = timeOfDay();
   #ledger: SharedLedger | undefined;
   #extProc: ExtProcServer | undefined;
   #loadedMs = timeOfDay();
   #configError: string | undefined;
+  #adminPaths: readonly string[] = [];
   #draining = false;
   #closing: Promise<void> | undefined;
   /** To requests that have not been answered to the end. */
@@ -91,8 +98,11 @@ export class Gateway {
     });
     metrics.watch(this.#fleet);
     this.#agent = new Agent({ connect: { timeout: config.limits.connectMs }, pipelining: 1 });
+    const pages: AdminPages[] = [];
+    this.#routing = config.routing === undefined ? undefined : this.#observe(config.routing, pages);
     this.#proxy = new InferenceProxy(config, {
       fleet: this.#fleet,
+      routing: this.#routing?.sampler,
       dispatcher: this.#agent,
       metrics,
       tokens: this.#tokens,
@@ -106,7 +116,38 @@ export class Gateway {
       keys: this.#keys,
       snapshot: () => this.snapshot(),
       isDraining: () => this.#draining,
+      pages,
     };
+  }
+
+  /** Counts of routing, where the configuration has `routing`. */
+  get statistics(): RoutingStatistics | undefined {
+    return this.#routing?.statistics;
+  }
+
+  /** Serves further pages where operators' are. To be called before `listen`. */
+  mount(pages: AdminPages): void {
+    this.#admin.pages.push(pages);
+  }
+
+  #observe(
+    routing: RoutingConfig,
+    pages: AdminPages[],
+  ): { statistics: RoutingStatistics; sampler: RoutingSampler } {
+    const { servers, seed = randomInt(2 ** 32) } = this.#config;
+    const options = statisticsOptions(routing, servers);
+    const statistics = new RoutingStatistics(options);
+    const metrics = this.#metrics;
+    const sampler = new RoutingSampler(routing, servers, {
+      statistics,
+      log: this.#log,
+      seed,
+      onResult: (result, tokens) => metrics.sampled(result, tokens),
+    });
+    metrics.watchRouting(statistics, sampler);
+    const onPush = (result: string) => metrics.pushed(result);
+    pages.push(new StatisticsApi({ shape: options, statistics, onPush }));
+    return { statistics, sampler };
   }
 
   /**
@@ -116,6 +157,7 @@ export class Gateway {
    */
   async listen(): Promise<GatewayUrls> {
     const { listen, admin, limits } = this.#config;
+    this.#adminPaths = adminPaths(this.#admin);
     const api: RequestListener = (request, response) => this.#route(request, response, admin === undefined);
     const server =
       listen.tls === undefined
@@ -164,6 +206,7 @@ export class Gateway {
     this.#config = config;
     this.#keys.renew(keys);
     this.#proxy.config = config;
+    this.#routing?.sampler.renew(config.servers);
     this.#log.level = config.log.level;
     const { headersMs, requestMs } = config.limits;
     for (const server of this.#servers) {
@@ -223,6 +266,7 @@ export class Gateway {
     while (this.#open.size > 0 && performance.now() < untilMs) await sleep(DRAIN_STEP_MS);
     if (this.#open.size > 0) this.#log.warn({ open: this.#open.size }, 'requests are broken off');
     await this.#fleet.stop();
+    await this.#routing?.sampler.stop();
     await picked;
     await this.#ledger?.stop();
     for (const server of this.#servers) server.closeAllConnections();
@@ -297,7 +341,7 @@ export class Gateway {
   #route(request: IncomingMessage, response: ServerResponse, servesAdmin: boolean): void {
     const path = pathOf(request);
     this.#count(request, response);
-    if (servesAdmin && ADMIN_PATHS.includes(path)) {
+    if (servesAdmin && this.#adminPaths.includes(path)) {
       this.#guard(serveAdmin(this.#admin, request, response, path), response);
     } else if (!this.#keys.admits(request.headers)) {
       sendError(response, {
@@ -321,7 +365,7 @@ export class Gateway {
 
   #routeAdmin(request: IncomingMessage, response: ServerResponse): void {
     const path = pathOf(request);
-    if (!ADMIN_PATHS.includes(path)) notFound(response, path, ADMIN_PATHS);
+    if (!this.#adminPaths.includes(path)) notFound(response, path, this.#adminPaths);
     else this.#guard(serveAdmin(this.#admin, request, response, path), response);
   }
 
