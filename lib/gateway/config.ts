@@ -204,7 +204,8 @@ export function checkGatewayOptions(options: unknown, source = 'options'): Gatew
   return data;
 }
 
-function fromZod(error: z.ZodError, source: string): GimbalError {
+/** The first key at fault, what it takes and what came. */
+export function fromZod(error: z.ZodError, source: string): GimbalError {
   const issue = error.issues[0]!;
   const keys = issue.code === 'unrecognized_keys' ? [...issue.path, issue.keys[0]!] : issue.path;
   const path = keys.map((key) => (typeof key === 'number' ? `[${key}]` : `.${String(key)}`)).join('');
@@ -220,12 +221,21 @@ function fromZod(error: z.ZodError, source: string): GimbalError {
 
 /** @throws GimbalError GIMBAL_IO, GIMBAL_FORMAT (not YAML), GIMBAL_INVALID_INPUT */
 export async function readGatewayConfig(file: string, overrides: object = {}): Promise<GatewayConfig> {
+  return checkGatewayOptions(overlaid(await readGroups(file), overrides), file);
+}
+
+/**
+ * What a file of YAML or JSON says, unchecked.
+ *
+ * @throws GimbalError GIMBAL_IO, GIMBAL_FORMAT (not YAML, or no mapping of keys)
+ */
+export async function readGroups(file: string): Promise<Record<string, unknown>> {
   const bytes = await readFileBounded(file, { maxBytes: MAX_YAML_BYTES });
   const content = contentOf(bytes, file);
   if (!isGroup(content)) {
     throw mismatch('GIMBAL_FORMAT', file, 'a mapping of keys', content === null ? 'nothing' : typeof content);
   }
-  return checkGatewayOptions(overlaid(content, overrides), file);
+  return content;
 }
 
 function contentOf(bytes: Uint8Array, file: string): unknown {
@@ -256,7 +266,7 @@ function overlaid(content: object, overrides: object): object {
   return both;
 }
 
-function isGroup(value: unknown): value is object {
+function isGroup(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 

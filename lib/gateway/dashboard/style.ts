@@ -31,7 +31,7 @@ h2 { margin-top: 28px; }
 .heat { display: block; width: 100%; image-rendering: pixelated; }
 .heat:focus-visible { outline: 2px solid var(--after); outline-offset: -2px; }
 .heat-scale { display: inline-block; width: 120px; height: 10px; border-radius: 2px; vertical-align: middle; }
-#placement figure { margin-top: 12px; } #preview { margin: 12px 0; max-width: none; } #plans .scroll { margin: 6px -16px -14px; }
+#placement figure { margin-top: 12px; } #preview { margin: 12px 0; max-width: none; } #plans .panel + .panel { margin-top: 0; } #plans .scroll { margin: 6px -16px -14px; }
 #placement .tile .value { font-size: 20px; white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 600px) {
   header { gap: 8px; } header button { white-space: nowrap; } #panels h2 { margin-top: 20px; }
