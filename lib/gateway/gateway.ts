@@ -8,6 +8,7 @@ import https from 'node:https';
 import net, { type AddressInfo, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Agent } from 'undici';
+import type { ControllerStatus } from '../controller/types.js';
 import { timeOfDay } from '../dispatch/validate.js';
 import { ioError } from '../files.js';
 import { RoutingStatistics } from '../statistics/routing-statistics.js';
@@ -43,6 +44,11 @@ export interface GatewayOptionsBeside {
   log?: Logger;
 }
 
+export interface Attached {
+  pages?: readonly AdminPages[];
+  controller?: () => ControllerStatus;
+}
+
 /** Where it listens: the API, the pages for operators, which may be at the same place, and the endpoint picker. */
 export interface GatewayUrls {
   url: string;
@@ -69,6 +75,7 @@ export class Gateway {
   #loadedMs = timeOfDay();
   #configError: string | undefined;
   #adminPaths: readonly string[] = [];
+  #controller: (() => ControllerStatus) | undefined;
   #draining = false;
   #closing: Promise<void> | undefined;
   /** To requests that have not been answered to the end. */
@@ -125,9 +132,10 @@ export class Gateway {
     return this.#routing?.statistics;
   }
 
-  /** Serves further pages where operators' are. To be called before `listen`. */
-  mount(pages: AdminPages): void {
-    this.#admin.pages.push(pages);
+  /** What stands beside the gateway in its process: pages for operators, and a part of its snapshot. To be called before `listen`. */
+  attach({ pages = [], controller }: Attached): void {
+    this.#admin.pages.push(...pages);
+    this.#controller = controller;
   }
 
   #observe(
@@ -242,6 +250,7 @@ export class Gateway {
         ...(this.#configError === undefined ? {} : { error: this.#configError }),
       },
       ...(await this.#metrics.snapshot()),
+      ...(this.#controller === undefined ? {} : { controller: this.#controller() }),
     };
   }
 

@@ -134,6 +134,26 @@ describe('answers of vLLM', () => {
     expect(running.gateway.statistics!.confidence().unobserved).toEqual([0]);
   });
 
+  it('are whole to their last byte, whatever they end with, and however long they are', async () => {
+    const long = 'x'.repeat(2 ** 21);
+    const said = [
+      ['text/plain', 'well,', 'well,'],
+      ['application/json', `{"a":"${long}","routed_experts":"AAAA"}`, `{"a":"${long}"}`],
+    ] as const;
+    let next = 0;
+    const engine = await scripted(stage, (response) => {
+      const [type, text] = said[next++]!;
+      response.writeHead(200, { 'content-type': type, 'content-length': text.length });
+      response.end(text);
+    });
+    const { url } = await stage.gateway({ servers: [{ url: engine.url }], routing: ROUTING });
+    for (const [, , expectedText] of said) {
+      const { body, complete } = await ask(url, chat('Hello').body);
+      expect(complete).toBe(true);
+      expect(body.toString() === expectedText).toBe(true);
+    }
+  });
+
   it('leave tokens out that came from the prefix cache', async () => {
     const { standIn, url, ...running } = await start({ ranks: 1, prefixCache: true }, {});
     const { body } = chat('word '.repeat(200), 4);

@@ -24,8 +24,9 @@ import { buildProgram } from '../../lib/cli/program.js';
 import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
 import { Fleet } from '../../lib/gateway/fleet.js';
 import { GatewayMetrics } from '../../lib/gateway/metrics.js';
+import type { RoutingSampler } from '../../lib/gateway/routing/sampler.js';
 import type { SharedLedger } from '../../lib/gateway/shared-ledger.js';
-import { type Effort, evaluatePlacements, planPlacement } from '../../lib/index.js';
+import { type Effort, evaluatePlacements, planPlacement, type RoutingStatistics } from '../../lib/index.js';
 import { makeProblem, SMALL } from '../support/problems.js';
 import { npy } from './cli-fixture.js';
 
@@ -524,6 +525,7 @@ describe('docs/GATEWAY.md', () => {
     });
     metrics.watch(fleet);
     metrics.watchLedger({ status: {} } as SharedLedger);
+    metrics.watchRouting({} as RoutingStatistics, {} as RoutingSampler);
     const names = metrics.registry.getMetricsAsArray().map(({ name }) => name);
     const own = names.filter((name) => name.startsWith('gimbal_'));
     expect(own.length).toBeGreaterThan(15);

@@ -72,6 +72,7 @@ describe('the filter of routed_experts', () => {
   it.each([
     '{"text":"\\"routed_experts\\": \\"x\\""}',
     '{"text":"and then \\"routed_experts","next":": \\"x\\""}',
+    '{"a\\"routed_experts":"x"}',
     '{"list":["routed_experts","a"]}',
     '{"routed_experts":[1,2]}',
     '{"routed_experts":nothing}',

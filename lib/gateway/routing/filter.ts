@@ -111,11 +111,11 @@ export class RoutedExpertsFilter {
   #passRest(bytes: Buffer, from: number, out: Buffer[]): number {
     const key = bytes.indexOf(KEY, from);
     if (key < 0) return this.#hold(bytes, from, beginningIn(bytes, from), out);
-    const value = valueAt(bytes, key + KEY.length);
+    // A quote that is escaped does not begin a name.
+    const value = bytes[key - 1] === BACKSLASH ? undefined : valueAt(bytes, key + KEY.length);
     const start = startOf(bytes, key, from);
     if (value === 'unknown') return this.#hold(bytes, from, start, out);
-    const isMember = value !== undefined && bytes[key - 1] !== BACKSLASH;
-    if (!isMember) {
+    if (value === undefined) {
       out.push(bytes.subarray(from, key + KEY.length));
       return key + KEY.length;
     }

@@ -107,7 +107,7 @@ export class RoutingSampler {
     await nextTurn();
     for (let next = this.#waiting.shift(); next !== undefined; next = this.#waiting.shift()) {
       const { capture, ...about } = next;
-      if (!this.#stopped) await this.#countOne({ ...about, pieces: capture.pieces });
+      await this.#countOne({ ...about, pieces: capture.pieces });
       capture.release();
     }
     this.#counting = undefined;
@@ -117,13 +117,13 @@ export class RoutingSampler {
     const { statistics, onResult, log } = this.#parts;
     const steps = countRouted(answer, this.#config, statistics);
     try {
-      for (let step = steps.next(); ; step = steps.next()) {
+      while (!this.#stopped) {
+        const step = steps.next();
         if (step.done === true) {
           onResult('counted', step.value);
           return;
         }
         await nextTurn();
-        if (this.#stopped) return;
       }
     } catch (error) {
       onResult('unusable', 0);
