@@ -126,6 +126,13 @@ export interface NativeScheduler {
     moePressure: number,
     nowMs: number,
   ): void;
+  setExpertPressure(
+    engine: number,
+    moePressure: number,
+    commExcess: number,
+    timeMs: number,
+    nowMs: number,
+  ): void;
   dispatch(...request: NativeDispatch): void;
   /** Requests in columns, [requests] each; fills `decisions` [requests][4]. */
   dispatchBatch(
@@ -146,6 +153,7 @@ export interface NativeScheduler {
     sessionKeys: readonly (string | undefined)[],
     prefixHashes: readonly (BigUint64Array | undefined)[],
     cachedByEngine: readonly (Uint32Array | undefined)[],
+    expertMs: readonly (Float64Array | undefined)[],
     nowMs: number,
     options: NativeScoreOptions,
   ): NativeJob<NativeScores>;
@@ -168,12 +176,15 @@ export type NativeDispatch = [
   prefixHashes: BigUint64Array | undefined,
   /** [engines] Counts before `cachedTokens`. */
   cachedByEngine: Uint32Array | undefined,
+  /** [engines] */
+  expertMs: Float64Array | undefined,
 ];
 
 export interface NativeSchedulerOptions {
   policy: number;
   weights: Required<PressureWeights>;
   staleAfterMs: number;
+  expertsStaleAfterMs: number;
   gateways: number;
   seed: bigint;
 }

@@ -3,6 +3,19 @@
  */
 export { backends } from './backends.js';
 export {
+  ExpertFingerprints,
+  type ExpertFingerprintsOptions,
+  type FingerprintObservation,
+  type PlacedEngines,
+} from './controller/fingerprints.js';
+export {
+  type ExpertPressure,
+  expertPressure,
+  type FingerprintCost,
+  type PlacedTraffic,
+} from './controller/pressure.js';
+export { weighSources } from './controller/shares.js';
+export {
   type EnginePriorityOptions,
   enginePriority,
   type RankedRequest,
@@ -16,6 +29,7 @@ export type {
   DispatchReason,
   DispatchRequest,
   DispatchStages,
+  EngineExpertPressure,
   EngineOptions,
   EnginePressure,
   EngineRole,

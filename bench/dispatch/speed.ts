@@ -65,6 +65,7 @@ function timeCore(engines: number, lockstep: boolean, prompts: Float64Array, cou
     policy: 0,
     weights: DEFAULT_WEIGHTS,
     staleAfterMs: 1e6,
+    expertsStaleAfterMs: 1e6,
     gateways: 1,
     seed: 1n,
   });

@@ -12,6 +12,7 @@ import type {
   DispatchReason,
   DispatchRequest,
   DispatchStages,
+  EngineExpertPressure,
   EngineOptions,
   EnginePressure,
   EngineSample,
@@ -24,6 +25,7 @@ import {
   type CheckedScheduler,
   checkEngine,
   checkEngineNumber,
+  checkExpertPressure,
   checkRequest,
   checkSample,
   checkScheduler,
@@ -65,16 +67,19 @@ export class Scheduler {
   #scores = new Float64Array(0);
   /** [engines] */
   #cached = new Uint32Array(0);
+  /** [engines] */
+  #expertMs = new Float64Array(0);
   #turn = 0;
 
   /** @throws GimbalError GIMBAL_INVALID_INPUT (names the option), GIMBAL_BINDING */
   constructor(options: SchedulerOptions) {
     this.#options = checkScheduler(options);
-    const { policy, weights, staleAfterMs, gateways, seed } = this.#options;
+    const { policy, weights, staleAfterMs, expertsStaleAfterMs, gateways, seed } = this.#options;
     this.#native = new (binding().NativeScheduler)({
       policy: POLICIES.indexOf(policy),
       weights,
       staleAfterMs,
+      expertsStaleAfterMs,
       gateways,
       seed,
     });
@@ -131,6 +136,25 @@ export class Scheduler {
         sample.moePressure ?? 0,
         nowMs,
       );
+    }
+  }
+
+  /**
+   * Takes what the placement side has found out, as of `timeMs` (default: now). It stands in place of `moePressure` of samples,
+   * earlier and later ones, for `expertsStaleAfterMs`; what is older than the last one told of an engine is left out. All are
+   * checked before any is taken.
+   *
+   * @throws GimbalError GIMBAL_INVALID_INPUT (names the field)
+   */
+  setExpertPressure(pressures: readonly EngineExpertPressure[], timeMs?: number): void {
+    if (!Array.isArray(pressures)) throw invalid('pressures', 'an array', describe(pressures));
+    for (const [n, told] of pressures.entries()) {
+      checkExpertPressure(`pressures[${n}]`, told, this.#engines.length);
+    }
+    const nowMs = this.#options.clock();
+    const atMs = timeMs === undefined ? nowMs : checkTime('timeMs', timeMs);
+    for (const { engine, moePressure, commExcess = 0 } of pressures) {
+      this.#native.setExpertPressure(engine, moePressure, commExcess, atMs, nowMs);
     }
   }
 
@@ -246,9 +270,10 @@ export class Scheduler {
       prefixHashes === undefined ? undefined : toHashes(`requests[${n}].prefixHashes`, prefixHashes),
     );
     const caches = requests.map(({ cachedTokens }) => this.#cachedByEngine(cachedTokens)?.slice());
+    const experts = requests.map(({ expertMs }) => this.#expertsByEngine(expertMs)?.slice());
     const nowMs = this.#options.clock();
     const start = () =>
-      this.#native.scoreBatch(prompts, cached, stages, sessions, prefixes, caches, nowMs, checked);
+      this.#native.scoreBatch(prompts, cached, stages, sessions, prefixes, caches, experts, nowMs, checked);
     return { engines, ...(await runJob(start)) };
   }
 
@@ -261,6 +286,7 @@ export class Scheduler {
     this.#states.push('active');
     this.#scores = new Float64Array(this.#engines.length);
     this.#cached = new Uint32Array(this.#engines.length);
+    this.#expertMs = new Float64Array(this.#engines.length);
     return this.#native.addEngine(groups.get(group)!, ROLES.indexOf(role), prefillTokensPerSecond, kvTokens);
   }
 
@@ -283,6 +309,7 @@ export class Scheduler {
     const stageNumber = stage === 'decode' ? 1 : 0;
     const everywhere = typeof cachedTokens === 'number' ? cachedTokens : UNKNOWN;
     const byEngine = this.#cachedByEngine(cachedTokens);
+    const experts = this.#expertsByEngine(request.expertMs);
     // Spelled out, not spread: a list would be made for every request.
     this.#native.dispatch(
       promptTokens,
@@ -293,6 +320,7 @@ export class Scheduler {
       sessionKey,
       hashes,
       byEngine,
+      experts,
     );
     return this.#note(request, this.#decision, 0);
   }
@@ -302,6 +330,13 @@ export class Scheduler {
     if (cachedTokens === undefined || typeof cachedTokens === 'number') return undefined;
     this.#cached.set(cachedTokens);
     return this.#cached;
+  }
+
+  /** [engines] The same for what its experts cost. */
+  #expertsByEngine(expertMs: DispatchRequest['expertMs']): Float64Array | undefined {
+    if (expertMs === undefined) return undefined;
+    this.#expertMs.set(expertMs);
+    return this.#expertMs;
   }
 
   /** In one native call. [requests] each, but for the decisions. */
@@ -356,7 +391,7 @@ export class Scheduler {
   /** A request as native code takes it, where a list of it does no harm. */
   #given(request: DispatchRequest, atMs: number) {
     const { promptTokens, cachedTokens, stage = 'prefill', streams = true, sessionKey } = request;
-    const { prefixHashes } = request;
+    const { prefixHashes, expertMs } = request;
     return [
       promptTokens,
       typeof cachedTokens === 'number' ? cachedTokens : UNKNOWN,
@@ -365,8 +400,9 @@ export class Scheduler {
       atMs,
       sessionKey,
       prefixHashes === undefined ? undefined : toHashes('request.prefixHashes', prefixHashes),
-      // A copy: a stage may dispatch another request.
+      // Copies: a stage may dispatch another request.
       this.#cachedByEngine(cachedTokens)?.slice(),
+      this.#expertsByEngine(expertMs)?.slice(),
     ] as const;
   }
 
@@ -410,9 +446,13 @@ export class Scheduler {
 
 /** What a batch says in columns of numbers. */
 function isPlain(request: DispatchRequest): boolean {
-  const { cachedTokens, sessionKey, prefixHashes, stage = 'prefill', excluding } = request;
+  const { cachedTokens, sessionKey, prefixHashes, expertMs, stage = 'prefill', excluding } = request;
   if (sessionKey !== undefined || prefixHashes !== undefined || stage !== 'prefill') return false;
-  return excluding === undefined && (cachedTokens === undefined || typeof cachedTokens === 'number');
+  return (
+    expertMs === undefined &&
+    excluding === undefined &&
+    (cachedTokens === undefined || typeof cachedTokens === 'number')
+  );
 }
 
 function noEngine({ stage = 'prefill' }: DispatchRequest): GimbalError {

@@ -47,6 +47,16 @@ export interface EngineSample {
   moePressure?: number;
 }
 
+/** What the placement side says of an engine; `expertPressure` works it out. */
+export interface EngineExpertPressure {
+  /** By its number. */
+  engine: number;
+  /** How overloaded the GPUs are that the engine's tokens go to: 0 balanced, 1 twice the mean, below 0 less than it. */
+  moePressure: number;
+  /** How much more time its tokens travel than the fleet's in the mean, as a share of that. Default 0. */
+  commExcess?: number;
+}
+
 export interface DispatchRequest {
   id: string | number;
   promptTokens: number;
@@ -59,6 +69,11 @@ export interface DispatchRequest {
   sessionKey?: string;
   /** A hash for each block of the prompt that covers the block and all before it; blocks are equal parts of the prompt. */
   prefixHashes?: readonly (number | bigint)[] | BigUint64Array;
+  /**
+   * `[engines]`: ms that the request's experts, and its way to them, would take from each engine, as far as it is known; only
+   * differences count, and no more than the prefill that the request brings. `ExpertFingerprints` learns it.
+   */
+  expertMs?: ArrayLike<number>;
   /** Handed on; dispatch does not look at it. */
   priority?: number;
   /** Which part of its work the request is sent for, where prefill and decode are separate. Default `prefill`. */
@@ -109,6 +124,10 @@ export interface PressureWeights {
   kv?: number;
   queue?: number;
   moe?: number;
+  /** Of `commExcess`, a part of the MoE term. Default 0. */
+  comm?: number;
+  /** Of `expertMs`. Default 1. */
+  affinity?: number;
   /** The KV term at half a cache; it is kvMs · k / (1 − k). Default 150. */
   kvMs?: number;
   /** The share of the cache from which on an engine counts as short of it, and the term grows no more. Default 0.9. */
@@ -166,6 +185,8 @@ export interface SchedulerOptions {
   weights?: PressureWeights;
   /** Default 3,000. */
   staleAfterMs?: number;
+  /** After which what `setExpertPressure` has told is forgotten. Default 30,000. */
+  expertsStaleAfterMs?: number;
   /** How many schedulers send to these engines, this one included. Default 1. */
   gateways?: number;
   /** Of ties and draws. Gateways of one fleet should have different ones. Default 0. */

@@ -19,6 +19,7 @@ import { mismatch } from '../errors.js';
 import type {
   DispatchRequest,
   DispatchStages,
+  EngineExpertPressure,
   EngineOptions,
   EngineSample,
   PressureWeights,
@@ -62,6 +63,8 @@ export const DEFAULT_WEIGHTS: Required<PressureWeights> = {
   kv: 1,
   queue: 1,
   moe: 1,
+  comm: 0,
+  affinity: 1,
   kvMs: 150,
   kvLimit: 0.9,
   waitingMs: 2,
@@ -69,6 +72,7 @@ export const DEFAULT_WEIGHTS: Required<PressureWeights> = {
 };
 const DEFAULT_RATE = 20_000;
 const DEFAULT_STALE_MS = 3000;
+const DEFAULT_EXPERTS_STALE_MS = 30_000;
 const DEFAULT_AGING = 4000;
 
 export interface CheckedScheduler {
@@ -77,6 +81,7 @@ export interface CheckedScheduler {
   prefillTokensPerSecond: number;
   weights: Required<PressureWeights>;
   staleAfterMs: number;
+  expertsStaleAfterMs: number;
   gateways: number;
   seed: bigint;
   clock: () => number;
@@ -93,6 +98,7 @@ export function checkScheduler(options: SchedulerOptions): CheckedScheduler {
     'prefillTokensPerSecond',
     'weights',
     'staleAfterMs',
+    'expertsStaleAfterMs',
     'gateways',
     'seed',
     'clock',
@@ -100,12 +106,14 @@ export function checkScheduler(options: SchedulerOptions): CheckedScheduler {
   ]);
   const { engines, policy = 'gimbal', prefillTokensPerSecond = DEFAULT_RATE, gateways = 1 } = options;
   const { staleAfterMs = DEFAULT_STALE_MS, seed = 0, clock = timeOfDay, stages } = options;
+  const { expertsStaleAfterMs = DEFAULT_EXPERTS_STALE_MS } = options;
   const checked = {
     engines: checkEngines(engines),
     policy: oneOf('options.policy', policy, POLICIES),
     prefillTokensPerSecond: rate('options.prefillTokensPerSecond', prefillTokensPerSecond),
     weights: checkWeights(options.weights),
-    staleAfterMs: within('options.staleAfterMs', aboveZero('options.staleAfterMs', staleAfterMs), 0, MOST_MS),
+    staleAfterMs: duration('options.staleAfterMs', staleAfterMs),
+    expertsStaleAfterMs: duration('options.expertsStaleAfterMs', expertsStaleAfterMs),
     gateways: within('options.gateways', count('options.gateways', gateways), 1, MOST_GATEWAYS),
     seed: checkSeed(seed),
     clock: checkFunction('options.clock', clock),
@@ -187,6 +195,15 @@ export function checkSample(field: string, sample: EngineSample, engines: number
   if (moePressure !== undefined) atLeastZero(`${field}.moePressure`, moePressure);
 }
 
+/** Called for every engine; native code takes what is beyond its limits as these. */
+export function checkExpertPressure(field: string, told: EngineExpertPressure, engines: number): void {
+  checkKeys(field, told, ['engine', 'moePressure', 'commExcess']);
+  checkEngineNumber(`${field}.engine`, told.engine, engines);
+  const { moePressure, commExcess = 0 } = told;
+  within(`${field}.moePressure`, moePressure, -1, Number.MAX_VALUE);
+  within(`${field}.commExcess`, commExcess, -1, Number.MAX_VALUE);
+}
+
 export function checkRequest(field: string, request: DispatchRequest, engines: number): void {
   checkKeys(field, request, [
     'id',
@@ -194,6 +211,7 @@ export function checkRequest(field: string, request: DispatchRequest, engines: n
     'cachedTokens',
     'sessionKey',
     'prefixHashes',
+    'expertMs',
     'priority',
     'stage',
     'streams',
@@ -201,10 +219,20 @@ export function checkRequest(field: string, request: DispatchRequest, engines: n
   ]);
   checkId(`${field}.id`, request.id);
   checkTokens(`${field}.promptTokens`, request.promptTokens);
-  const { cachedTokens, sessionKey, prefixHashes, priority, stage, streams, excluding } = request;
-  if (cachedTokens !== undefined) {
-    checkCached(`${field}.cachedTokens`, cachedTokens, request.promptTokens, engines);
+  const { cachedTokens, sessionKey, prefixHashes, expertMs, priority, stage, streams, excluding } = request;
+  if (typeof cachedTokens === 'number') {
+    within(`${field}.cachedTokens`, cachedTokens, 0, request.promptTokens);
+  } else if (cachedTokens !== undefined) {
+    checkByEngine(
+      `${field}.cachedTokens`,
+      'a number, or an array of one',
+      cachedTokens,
+      request.promptTokens,
+      engines,
+    );
   }
+  if (expertMs !== undefined)
+    checkByEngine(`${field}.expertMs`, 'an array of a number', expertMs, Number.MAX_VALUE, engines);
   if (sessionKey !== undefined && typeof sessionKey !== 'string') {
     throw invalid(`${field}.sessionKey`, 'a string', describe(sessionKey));
   }
@@ -221,26 +249,24 @@ export function checkRequest(field: string, request: DispatchRequest, engines: n
   for (const [n, engine] of excluding.entries()) ordinal(`${field}.excluding[${n}]`, engine);
 }
 
-function checkCached(
+/** `[engines]`, each 0 to `most`. */
+function checkByEngine(
   field: string,
-  cached: number | ArrayLike<number>,
-  promptTokens: number,
+  what: string,
+  given: ArrayLike<number>,
+  most: number,
   engines: number,
 ): void {
-  if (typeof cached === 'number') {
-    within(field, cached, 0, promptTokens);
-    return;
+  if (!(Array.isArray(given) || types.isTypedArray(given))) {
+    throw invalid(field, `${what} for each engine`, describe(given));
   }
-  if (!(Array.isArray(cached) || types.isTypedArray(cached))) {
-    throw invalid(field, 'a number, or an array of one for each engine', describe(cached));
-  }
-  if (cached.length !== engines)
-    throw invalid(field, `${engines} numbers, one for each engine`, describe(cached));
+  if (given.length !== engines)
+    throw invalid(field, `${engines} numbers, one for each engine`, describe(given));
   for (let engine = 0; engine < engines; engine += 1) {
-    const tokens = cached[engine];
+    const value = given[engine];
     // The name of the field is made where it is needed: this runs for every engine of every request.
-    if (!(typeof tokens === 'number' && tokens >= 0 && tokens <= promptTokens)) {
-      within(`${field}[${engine}]`, tokens, 0, promptTokens);
+    if (!(typeof value === 'number' && value >= 0 && value <= most)) {
+      within(`${field}[${engine}]`, value, 0, most);
     }
   }
 }
@@ -306,6 +332,10 @@ export function checkEngineNumber(field: string, engine: unknown, engines: numbe
   if (!(Number.isInteger(engine) && (engine as number) >= 0 && (engine as number) < engines)) {
     throw invalid(field, `the number of an engine, 0 to ${engines - 1}`, describe(engine));
   }
+}
+
+function duration(field: string, value: unknown): number {
+  return within(field, aboveZero(field, value), 0, MOST_MS);
 }
 
 function rate(field: string, value: unknown): number {

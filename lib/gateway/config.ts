@@ -78,6 +78,8 @@ export const gatewaySchema = z.strictObject({
       kv: weight,
       queue: weight,
       moe: weight,
+      comm: weight,
+      affinity: weight,
       kvMs: weight,
       kvLimit: z.number().gt(0).lt(1).optional(),
       waitingMs: weight,

@@ -5,7 +5,13 @@
 import { randomInt } from 'node:crypto';
 import { RequestQueue } from '../dispatch/request-queue.js';
 import { Scheduler } from '../dispatch/scheduler.js';
-import type { Dispatched, EnginePressure, EngineSample, RequestQueueOptions } from '../dispatch/types.js';
+import type {
+  Dispatched,
+  EngineExpertPressure,
+  EnginePressure,
+  EngineSample,
+  RequestQueueOptions,
+} from '../dispatch/types.js';
 import { timeOfDay } from '../dispatch/validate.js';
 import { GimbalError } from '../errors.js';
 import { type GatewayConfig, present, type ServerConfig } from './config.js';
@@ -223,6 +229,12 @@ export class Fleet {
 
   reportSuccess(target: FleetEngine): void {
     this.#engines[target.engine]!.server.succeeded();
+  }
+
+  /** By the engines' names: what the placement side has found out of them. Those that are not of this fleet are left out. */
+  setExpertPressure(byEngine: ReadonlyMap<string, Omit<EngineExpertPressure, 'engine'>>): void {
+    const known = this.targets.filter(({ name }) => byEngine.has(name));
+    this.#scheduler.setExpertPressure(known.map(({ name, engine }) => ({ ...byEngine.get(name)!, engine })));
   }
 
   /** What other gateways send stands in the same ledger, and counts for admission. */

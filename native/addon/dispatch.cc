@@ -23,10 +23,12 @@ int64_t micros(double ms) { return std::llround(ms * kMicrosPerMilli); }
 int64_t micros(const Napi::CallbackInfo& info, size_t at) { return micros(number(info, at)); }
 double millis(int64_t us) { return static_cast<double>(us) / kMicrosPerMilli; }
 
-// A ratio in 1/65536; beyond `most` it counts as that.
-int32_t share(double ratio, double most) {
-  return static_cast<int32_t>(std::llround(std::clamp(ratio, 0.0, most) * spec::kWholeShare));
+// A ratio in 1/65536; beyond `least` and `most` it counts as these.
+int32_t share(double ratio, double most, double least = 0) {
+  return static_cast<int32_t>(std::llround(std::clamp(ratio, least, most) * spec::kWholeShare));
 }
+// Of m and the communication excess.
+constexpr double kMostOverload = 100;
 
 uint32_t weight(Napi::Object weights, const char* name) {
   return static_cast<uint32_t>(std::llround(weights.Get(name).As<Napi::Number>().DoubleValue() * spec::kWholeShare));
@@ -42,11 +44,14 @@ SchedulerOptions scheduler_options(Napi::Object value) {
   w.kv = weight(weights, "kv");
   w.queue = weight(weights, "queue");
   w.moe = weight(weights, "moe");
+  w.comm = weight(weights, "comm");
+  w.affinity = weight(weights, "affinity");
   w.kv_us = ms("kvMs");
   w.kv_most = share(weights.Get("kvLimit").As<Napi::Number>().DoubleValue(), 1);
   w.waiting_us = ms("waitingMs");
   w.running_us = ms("runningMs");
   options.stale_after_us = micros(value.Get("staleAfterMs").As<Napi::Number>().DoubleValue());
+  options.experts_stale_after_us = micros(value.Get("expertsStaleAfterMs").As<Napi::Number>().DoubleValue());
   options.gateways = value.Get("gateways").As<Napi::Number>().Int32Value();
   bool lossless = false;
   options.seed = value.Get("seed").As<Napi::BigInt>().Uint64Value(&lossless);
@@ -81,6 +86,18 @@ void read_origin(Napi::Value session, Napi::Value prefix, Napi::Value cached, Di
   const Napi::BigUint64Array hashes = prefix.As<Napi::BigUint64Array>();
   request->prefix = hashes.Data();
   request->prefix_count = static_cast<int64_t>(hashes.ElementLength());
+}
+
+// A Float64Array [engines], ms, as integers; their address, or null where there is none.
+const int32_t* read_experts(Napi::Value value, std::vector<int32_t>* into) {
+  if (!value.IsTypedArray()) return nullptr;
+  const Napi::Float64Array ms = value.As<Napi::Float64Array>();
+  into->resize(ms.ElementLength());
+  const auto to_micros = [](double one) {
+    return static_cast<int32_t>(micros(std::min(one, millis(spec::kMostExpertMicros))));
+  };
+  std::transform(ms.Data(), ms.Data() + ms.ElementLength(), into->begin(), to_micros);
+  return into->data();
 }
 
 // Of 4 units of UTF-16 as they lie in memory, fewer at the end of a block.
@@ -120,6 +137,7 @@ Napi::Function NativeScheduler::define(Napi::Env env) {
                          InstanceMethod<&NativeScheduler::set_state>("setState"),
                          InstanceMethod<&NativeScheduler::restarted>("restarted"),
                          InstanceMethod<&NativeScheduler::observe>("observe"),
+                         InstanceMethod<&NativeScheduler::set_expert_pressure>("setExpertPressure"),
                          InstanceMethod<&NativeScheduler::dispatch>("dispatch"),
                          InstanceMethod<&NativeScheduler::dispatch_to>("dispatchTo"),
                          InstanceMethod<&NativeScheduler::dispatch_batch>("dispatchBatch"),
@@ -166,7 +184,6 @@ void NativeScheduler::set_state(const Napi::CallbackInfo& info) {
 void NativeScheduler::restarted(const Napi::CallbackInfo& info) { scheduler_.restarted(integer(info, 0), micros(info, 1)); }
 
 void NativeScheduler::observe(const Napi::CallbackInfo& info) {
-  constexpr double kMostOverload = 100;
   EngineSample sample;
   sample.engine = integer(info, 0);
   sample.time_us = micros(info, 1);
@@ -179,6 +196,14 @@ void NativeScheduler::observe(const Napi::CallbackInfo& info) {
   scheduler_.observe(sample, micros(info, 8));
 }
 
+void NativeScheduler::set_expert_pressure(const Napi::CallbackInfo& info) {
+  ExpertPressure pressure;
+  pressure.engine = integer(info, 0);
+  pressure.moe = share(number(info, 1), kMostOverload, -1);
+  pressure.comm = share(number(info, 2), kMostOverload, -1);
+  scheduler_.set_expert_pressure(pressure, micros(info, 3), micros(info, 4));
+}
+
 DispatchRequest NativeScheduler::request(const Napi::CallbackInfo& info, size_t first) {
   DispatchRequest request;
   request.prompt_tokens = tokens(info, first);
@@ -186,6 +211,7 @@ DispatchRequest NativeScheduler::request(const Napi::CallbackInfo& info, size_t 
   request.stage = static_cast<Stage>(integer(info, first + 2));
   request.streams = info[first + 3].As<Napi::Boolean>().Value();
   read_origin(info[first + 5], info[first + 6], info[first + 7], &request);
+  request.expert_us = read_experts(info[first + 8], &expert_us_);
   return request;
 }
 
@@ -213,8 +239,8 @@ void NativeScheduler::dispatch_batch(const Napi::CallbackInfo& info) {
 }
 
 void NativeScheduler::scores(const Napi::CallbackInfo& info) {
-  const bool all = info[8].As<Napi::Boolean>().Value();
-  Napi::Float64Array into = info[9].As<Napi::Float64Array>();
+  const bool all = info[9].As<Napi::Boolean>().Value();
+  Napi::Float64Array into = info[10].As<Napi::Float64Array>();
   std::fill_n(into.Data(), into.ElementLength(), std::numeric_limits<double>::quiet_NaN());
   scheduler_.scores(request(info, 0), micros(info, 4), all,
                     [&](int32_t engine, int64_t score) { into[static_cast<size_t>(engine)] = static_cast<double>(score); });
@@ -227,15 +253,18 @@ Napi::Value NativeScheduler::score_batch(const Napi::CallbackInfo& info) {
   const Napi::Array sessions = info[3].As<Napi::Array>();
   const Napi::Array prefixes = info[4].As<Napi::Array>();
   const Napi::Array caches = info[5].As<Napi::Array>();
+  const Napi::Array experts = info[6].As<Napi::Array>();
   std::vector<DispatchRequest> requests(prompts.ElementLength());
+  std::vector<std::vector<int32_t>> expert_us(requests.size());
   for (uint32_t n = 0; n < requests.size(); ++n) {
     requests[n].prompt_tokens = static_cast<int64_t>(prompts[n]);
     requests[n].cached_tokens = static_cast<int64_t>(cached[n]);
     requests[n].stage = static_cast<Stage>(stages[n]);
     read_origin(sessions.Get(n), prefixes.Get(n), caches.Get(n), &requests[n]);
+    requests[n].expert_us = read_experts(experts.Get(n), &expert_us[n]);
   }
-  const ScoreOptions options = score_options_from_js(info[7].As<Napi::Object>());
-  auto job = std::make_shared<ScoreJob>(workspaces_, scheduler_.score_inputs(requests, micros(info, 6)), options);
+  const ScoreOptions options = score_options_from_js(info[8].As<Napi::Object>());
+  auto job = std::make_shared<ScoreJob>(workspaces_, scheduler_.score_inputs(requests, micros(info, 7)), options);
   return runner_->start(info.Env(), std::move(job));
 }
 

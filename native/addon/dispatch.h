@@ -30,8 +30,11 @@ class NativeScheduler : public Napi::ObjectWrap<NativeScheduler> {
   void restarted(const Napi::CallbackInfo& info);
   // observe(engine, timeMs, kvUsage, running, waiting, waitingPrefillTokens, preemptions, moePressure, nowMs); -1: not known.
   void observe(const Napi::CallbackInfo& info);
-  // dispatch(promptTokens, cachedTokens, stage, streams, nowMs, session?, prefix?, cachedByEngine?) and
-  // dispatchTo(engine, …the same). `cachedByEngine` is a Uint32Array [engines], which counts before cachedTokens.
+  // setExpertPressure(engine, moePressure, commExcess, timeMs, nowMs)
+  void set_expert_pressure(const Napi::CallbackInfo& info);
+  // dispatch(promptTokens, cachedTokens, stage, streams, nowMs, session?, prefix?, cachedByEngine?, expertMs?) and
+  // dispatchTo(engine, …the same). `cachedByEngine` is a Uint32Array [engines], which counts before cachedTokens; `expertMs` a
+  // Float64Array [engines].
   void dispatch(const Napi::CallbackInfo& info);
   void dispatch_to(const Napi::CallbackInfo& info);
   // dispatchBatch(promptTokens, cachedTokens, streams, decisions, nowMs): arrays [requests]; fills decisions [requests][4].
@@ -39,8 +42,8 @@ class NativeScheduler : public Napi::ObjectWrap<NativeScheduler> {
   // scores(…as dispatch, all, scores): fills a Float64Array [engines] of what each engine would score, NaN where it may not take
   // the request or, unless `all`, the filter leaves it out.
   void scores(const Napi::CallbackInfo& info);
-  // scoreBatch(promptTokens, cachedTokens, stages, sessions, prefixes, nowMs, options): columns [requests], the third a Uint8Array,
-  // the next two arrays with undefined where a request has none. Returns { promise, cancel }; the ledger counts as it is now.
+  // scoreBatch(promptTokens, cachedTokens, stages, sessions, prefixes, caches, experts, nowMs, options): columns [requests], the
+  // third a Uint8Array, the next four arrays with undefined where a request has none. Returns { promise, cancel }; the ledger counts as it is now.
   Napi::Value score_batch(const Napi::CallbackInfo& info);
   void first_token(const Napi::CallbackInfo& info);
   void progress(const Napi::CallbackInfo& info);
@@ -57,6 +60,7 @@ class NativeScheduler : public Napi::ObjectWrap<NativeScheduler> {
   std::shared_ptr<Pool<ScoreWorkspace>> workspaces_;  // shared with running jobs
   Napi::Reference<Napi::Float64Array> decision_;
   double* told_ = nullptr;  // its elements
+  std::vector<int32_t> expert_us_;  // [engines] of the request at hand
 };
 
 // new NativeQueue(policy, agingTokensPerSecond). Requests are known by the number that push() returns.

@@ -47,9 +47,14 @@ Scheduler::Class Scheduler::filter(const DispatchRequest& request, int64_t now_u
   return best;
 }
 
+void Scheduler::estimate(const DispatchRequest& request) {
+  estimate_cached(request);
+  estimate_experts(request);
+}
+
 // Tokens that no cache saves. Where the caller does not say, for all engines or for each, a prefix that was sent there before, or else the session's last
 // prompt, is taken to be cached; one token is always computed.
-void Scheduler::estimate(const DispatchRequest& r) {
+void Scheduler::estimate_cached(const DispatchRequest& r) {
   const int64_t all = r.stage == Stage::kDecode ? 0 : r.prompt_tokens;
   differs_ = r.cached_by_engine != nullptr;
   if (differs_) {
@@ -74,6 +79,21 @@ void Scheduler::estimate(const DispatchRequest& r) {
     differs_ = true;
     for (int32_t i : candidates_) uncached_[static_cast<size_t>(i)] = all;
     uncached_[static_cast<size_t>(session.engine)] = std::max<int64_t>(1, all - session.tokens);
+  }
+}
+
+// Beyond the least of the engines that may take the request, fresh or not: so that a decision and the scores of a batch agree.
+void Scheduler::estimate_experts(const DispatchRequest& r) {
+  has_affinity_ = r.expert_us != nullptr;
+  if (!has_affinity_) return;
+  int32_t least = spec::kMostExpertMicros;
+  for (int32_t i = 0; i < engines(); ++i) {
+    if (may_take(engine(i), r.stage)) least = std::min(least, r.expert_us[i]);
+  }
+  for (int32_t i = 0; i < engines(); ++i) {
+    // One that may not take it can be better than all that may.
+    const int32_t own = std::max(least, r.expert_us[i]);
+    affinity_us_[static_cast<size_t>(i)] = spec::affinity_micros(options_.weights, own, least);
   }
 }
 
@@ -157,7 +177,7 @@ int64_t Scheduler::unknown_us(int32_t i) const {
 }
 
 // Engines in lockstep wait for the one with the longest prefill. So of a group's engines the one is best that leaves the
-// longest backlog of the group shortest, and of these the one with the least pressure; of the groups' best, the one with the
+// longest backlog of the group, and what the request's experts cost, shortest, and of these the one with the least pressure; of the groups' best, the one with the
 // least pressure under the group's backlog. Equals: the first in turn.
 int32_t Scheduler::pick_gimbal(int64_t now_us, int64_t* score) {
   find_longest(now_us);
@@ -170,16 +190,17 @@ int32_t Scheduler::pick_gimbal(int64_t now_us, int64_t* score) {
     const Engine& e = engine(i);
     const int64_t own_us = spec::prefill_micros(uncached_on(i), e.per_token);
     const int64_t backlog = spec::backlog_term(w, backlog_[static_cast<size_t>(i)], own_us);
-    const int64_t rest = e.rest_us + spec::moe_term(w, own_us, e.moe);
+    const int64_t affinity = spec::affinity_term(own_us, affinity_on(i));
+    const int64_t rest = e.rest_us + spec::moe_term(own_us, e.excess) + affinity;
     Group& group = groups_[static_cast<size_t>(e.group)];
     if (group.members == 1) {
       if (best.engine == kNone || backlog + rest < best.cost_us) best = {i, backlog + rest, backlog, backlog + rest, n};
       continue;
     }
     const int64_t longest = std::max(group.longest_us, backlog);
-    const bool is_better = group.best.engine == kNone || longest < group.best.longest_us ||
-                           (longest == group.best.longest_us && backlog + rest < group.best.total_us);
-    if (is_better) group.best = {i, longest + rest, longest, backlog + rest, n};
+    const bool is_better = group.best.engine == kNone || longest + affinity < group.best.longest_us ||
+                           (longest + affinity == group.best.longest_us && backlog + rest < group.best.total_us);
+    if (is_better) group.best = {i, longest + rest, longest + affinity, backlog + rest, n};
   }
   for (const int32_t g : lockstep_) {
     const Choice& own = groups_[static_cast<size_t>(g)].best;

@@ -29,6 +29,7 @@ int32_t Scheduler::add_engine(const EngineOptions& options) {
   candidates_.reserve(engines_.size());
   uncached_.resize(engines_.size());
   backlog_.resize(engines_.size());
+  affinity_us_.resize(engines_.size());
   groups_.resize(std::max(groups_.size(), static_cast<size_t>(options.group) + 1));
   if (++groups_[static_cast<size_t>(options.group)].members == 2) lockstep_.push_back(options.group);
   return engines() - 1;
@@ -47,7 +48,8 @@ void Scheduler::observe(const EngineSample& sample, int64_t now_us) {
   // Foreign work that a sample has shown and this one does not has been begun since, and takes its time.
   const int64_t begun_us = std::max<int64_t>(0, d.foreign_us - (time_us - e.sampled_us));
   e.sampled_us = time_us;
-  e.moe = sample.moe;
+  d.moe = sample.moe;
+  refresh_experts(sample.engine);
   d.kv = sample.kv;
   d.running = sample.running;
   d.waiting = sample.waiting;
@@ -96,6 +98,44 @@ void Scheduler::observe(const EngineSample& sample, int64_t now_us) {
   e.ready_at_us = std::clamp(e.ready_at_us, least_us, std::max(least_us, now_us + d.own_us + d.foreign_us));
   refresh(sample.engine);
 }
+
+// ---- the placement side
+
+void Scheduler::set_expert_pressure(const ExpertPressure& pressure, int64_t time_us, int64_t now_us) {
+  Details& d = details(pressure.engine);
+  const int64_t told_us = std::min(time_us, now_us);
+  if (told_us < d.told_us) return;
+  d.told_us = told_us;
+  d.told_until_us = told_us + options_.experts_stale_after_us;
+  d.told_moe = pressure.moe;
+  d.told_comm = pressure.comm;
+  experts_until_us_ = std::min(experts_until_us_, d.told_until_us);
+  refresh_experts(pressure.engine);
+  forget_stale_experts(now_us);
+}
+
+// What samples tell holds until something is told, and again once that is stale.
+void Scheduler::refresh_experts(int32_t i) {
+  const Details& d = details(i);
+  const bool is_told = d.told_until_us != kNever;
+  engine(i).excess = spec::expert_excess(options_.weights, is_told ? d.told_moe : d.moe, is_told ? d.told_comm : 0);
+}
+
+void Scheduler::forget_experts(int64_t now_us) {
+  experts_until_us_ = kFarOff;
+  for (int32_t i = 0; i < engines(); ++i) {
+    Details& d = details(i);
+    if (d.told_until_us == kNever) continue;
+    if (d.told_until_us <= now_us) {
+      d.told_until_us = kNever;
+      refresh_experts(i);
+    } else {
+      experts_until_us_ = std::min(experts_until_us_, d.told_until_us);
+    }
+  }
+}
+
+// ---- samples, continued
 
 // Of requests whose first token nobody tells, those that the sample does not count as waiting have got it: all but the newest
 // `waiting`, and of these one is perhaps being worked on until it is due.
@@ -294,6 +334,7 @@ void Scheduler::release(int32_t t) {
 
 Decision Scheduler::dispatch(const DispatchRequest& request, int64_t now_us) {
   Decision decision;
+  forget_stale_experts(now_us);
   // The rivals look at all engines alike, as they do where they come from.
   const Class best = filter(request, now_us, options_.policy == DispatchPolicy::kGimbal);
   if (candidates_.empty()) return decision;
@@ -310,6 +351,7 @@ Decision Scheduler::dispatch(const DispatchRequest& request, int64_t now_us) {
 
 Decision Scheduler::dispatch_to(int32_t i, const DispatchRequest& request, int64_t now_us) {
   Decision decision;
+  forget_stale_experts(now_us);
   candidates_.assign(1, i);
   estimate(request);
   if (now_us < engine(i).sampled_us) claim_foreign(i);
@@ -332,7 +374,7 @@ void Scheduler::claim_foreign(int32_t i) {
 int64_t Scheduler::pressure_us(int32_t i, int64_t now_us) const {
   const Engine& e = engine(i);
   const int64_t own_us = spec::prefill_micros(uncached_on(i), e.per_token);
-  return spec::pressure_micros(options_.weights, backlog_us(e, now_us), own_us, e.rest_us, e.moe);
+  return spec::pressure_micros(options_.weights, backlog_us(e, now_us), own_us, e.rest_us, e.excess, affinity_on(i));
 }
 
 void Scheduler::commit(const DispatchRequest& request, int64_t now_us, Decision* decision) {
@@ -367,14 +409,15 @@ void Scheduler::commit(const DispatchRequest& request, int64_t now_us, Decision*
   }
 }
 
-EngineReport Scheduler::report(int32_t i, int64_t now_us) const {
+EngineReport Scheduler::report(int32_t i, int64_t now_us) {
+  forget_stale_experts(now_us);
   const Engine& e = engine(i);
   const Details& d = details(i);
   EngineReport report;
   report.terms.backlog_us = spec::backlog_term(options_.weights, backlog_us(e, now_us), 0);
   report.terms.kv_us = spec::kv_term(options_.weights, kv_demand(i));
   report.terms.queue_us = spec::queue_term(options_.weights, d.waiting + d.unseen, d.running);
-  report.terms.moe_us = spec::moe_term(options_.weights, spec::prefill_micros(mean_tokens(1), e.per_token), e.moe);
+  report.terms.moe_us = spec::moe_term(spec::prefill_micros(mean_tokens(1), e.per_token), e.excess);
   report.terms.total_us = report.terms.backlog_us + report.terms.kv_us + report.terms.queue_us + report.terms.moe_us;
   report.in_flight_us = d.own_us;
   report.in_flight = d.in_flight;

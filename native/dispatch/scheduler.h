@@ -52,6 +52,7 @@ struct SchedulerOptions {
   DispatchPolicy policy = DispatchPolicy::kGimbal;
   spec::PressureWeights weights{};
   int64_t stale_after_us = 0;
+  int64_t experts_stale_after_us = INT64_MAX / 4;  // of what set_expert_pressure() has told
   int32_t gateways = 1;  // schedulers, this one included, that send to these engines and see the same samples
   uint64_t seed = 0;
 };
@@ -68,11 +69,19 @@ struct EngineSample {
   int32_t moe = 0;                 // of spec::kWholeShare
 };
 
+// What the placement side says of an engine, both of spec::kWholeShare.
+struct ExpertPressure {
+  int32_t engine = 0;
+  int32_t moe = 0;   // how overloaded the GPUs are that its tokens go to
+  int32_t comm = 0;  // how much more time they travel than the fleet's
+};
+
 struct DispatchRequest {
   static constexpr int64_t kUnknown = -1;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = kUnknown;  // on whatever engine; unknown: by prefix, session, or none
   const uint32_t* cached_by_engine = nullptr;  // [engines] the same where engines differ; counts before cached_tokens
+  const int32_t* expert_us = nullptr;  // [engines] what its experts cost it on each, 0 to spec::kMostExpertMicros; null: not known
   uint64_t session = 0;              // 0: none
   const uint64_t* prefix = nullptr;  // hashes of the prompt's blocks, each with all before it; equal parts of the prompt
   int64_t prefix_count = 0;
@@ -106,6 +115,8 @@ class Scheduler {
 
   // A sample older than the last one of its engine is left out; one from the future of `now_us` counts as of now.
   void observe(const EngineSample& sample, int64_t now_us);
+  // Stands in place of what samples tell until it is stale. One that is older than the last one of its engine is left out.
+  void set_expert_pressure(const ExpertPressure& pressure, int64_t time_us, int64_t now_us);
   Decision dispatch(const DispatchRequest& request, int64_t now_us);
   // The same where somebody else has picked, perhaps some time ago: its ledger must know.
   Decision dispatch_to(int32_t engine, const DispatchRequest& request, int64_t now_us);
@@ -113,6 +124,7 @@ class Scheduler {
   // for every one that may take the request.
   template <class Visit>
   void scores(const DispatchRequest& request, int64_t now_us, bool all, Visit visit) {
+    forget_stale_experts(now_us);
     filter(request, now_us, !all && options_.policy == DispatchPolicy::kGimbal);
     estimate(request);
     for (int32_t i : candidates_) visit(i, pressure_us(i, now_us));
@@ -128,7 +140,7 @@ class Scheduler {
   // The engine has lost all that it had: requests sent before are no longer its.
   void restarted(int32_t engine, int64_t now_us);
 
-  EngineReport report(int32_t engine, int64_t now_us) const;
+  EngineReport report(int32_t engine, int64_t now_us);
 
  private:
   static constexpr int64_t kNever = INT64_MIN / 2;
@@ -148,7 +160,7 @@ class Scheduler {
     int64_t rest_us = 0;           // the terms that do not hang on the request: KV cache and queue, weighted
     uint64_t per_token = 0;        // spec::micros_per_token
     int32_t room_tokens = 0;       // what the KV cache takes before the engine is short of it; by its samples, and what was sent since
-    int32_t moe = 0;
+    int32_t excess = 0;            // spec::expert_excess
     int32_t group = 0;
     EngineState state = EngineState::kActive;
     EngineRole role = EngineRole::kBoth;
@@ -174,6 +186,12 @@ class Scheduler {
     int32_t waiting = 0;
     int64_t waiting_tokens = 0;
     int64_t preemptions = EngineSample::kUnknown;
+    int32_t moe = 0;
+    // Of the placement side, and when it is stale.
+    int32_t told_moe = 0;
+    int32_t told_comm = 0;
+    int64_t told_us = kNever;
+    int64_t told_until_us = kNever;
     // For the rivals: picks since the last sample and their tokens; tokens of prefill that is outstanding, and of what decodes.
     int32_t bumped = 0;
     int64_t bumped_tokens = 0;
@@ -212,8 +230,11 @@ class Scheduler {
   Class filter(const DispatchRequest& request, int64_t now_us, bool sorts);
   bool may_take(const Engine& engine, Stage stage) const;
   bool is_stale(const Engine& engine, int64_t now_us) const { return engine.sampled_us < now_us - options_.stale_after_us; }
-  // The tokens of the request that each candidate would have to compute.
+  // What the request means to each candidate: the tokens that it would have to compute, and what its experts cost there.
   void estimate(const DispatchRequest& request);
+  void estimate_cached(const DispatchRequest& request);
+  void estimate_experts(const DispatchRequest& request);
+  int32_t affinity_on(int32_t engine) const { return has_affinity_ ? affinity_us_[static_cast<size_t>(engine)] : 0; }
   int64_t uncached_on(int32_t engine) const { return differs_ ? uncached_[static_cast<size_t>(engine)] : uncached_everywhere_; }
   // Score and pick, by policy; the engine's score comes back in `score`.
   int32_t pick(const DispatchRequest& request, Class of, int64_t now_us, int64_t* score);
@@ -238,6 +259,11 @@ class Scheduler {
   int64_t unknown_us(int32_t engine) const;
   int64_t mean_tokens(int32_t requests) const;
   void refresh(int32_t engine);
+  void refresh_experts(int32_t engine);
+  void forget_stale_experts(int64_t now_us) {
+    if (now_us >= experts_until_us_) forget_experts(now_us);
+  }
+  void forget_experts(int64_t now_us);
   Engine& engine(int32_t i) { return engines_[static_cast<size_t>(i)]; }
   const Engine& engine(int32_t i) const { return engines_[static_cast<size_t>(i)]; }
   Details& details(int32_t i) { return details_[static_cast<size_t>(i)]; }
@@ -261,6 +287,7 @@ class Scheduler {
   PrefixIndex prefixes_;
   std::vector<Session> sessions_;
   uint64_t decisions_ = 0;
+  int64_t experts_until_us_ = kFarOff;  // when the first of what the placement side has told is stale
   int64_t mean_sum_ = 0;  // the mean of uncached tokens of late, times the requests that it is over
 
   // Scratch of a decision; [engines] unless said otherwise.
@@ -269,10 +296,12 @@ class Scheduler {
   int64_t uncached_everywhere_ = 0;  // what each has to compute,
   std::vector<int64_t> uncached_;    // or what each by itself
   std::vector<int64_t> backlog_;     // us
+  bool has_affinity_ = false;        // whether it is known what its experts cost on the engines:
+  std::vector<int32_t> affinity_us_;  // spec::affinity_micros
   struct Choice {
     int32_t engine = kNone;
     int64_t cost_us = 0;     // its pressure under the longest backlog of its group,
-    int64_t longest_us = 0;  // which is this with the request on it
+    int64_t longest_us = 0;  // which is this with the request on it, what its experts cost included
     int64_t total_us = 0;    // its pressure
     size_t turn = 0;
   };

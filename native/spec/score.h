@@ -7,7 +7,7 @@
 namespace gimbal {
 namespace spec {
 
-// Sums of four weighted terms stay below 2^54, so a class fits above them.
+// Sums of the weighted terms stay within 2^54, so a class fits above them.
 constexpr int kClassShift = 56;
 
 // Fills scores [engines], us, and returns the best engine: of the best class, the least (score, engine); -1 where none may take
@@ -18,9 +18,13 @@ GIMBAL_OVER_TEAM i32 score_request(Team& team, const EngineColumns& engines, con
   const EngineColumns e = engines;
   const u8 takes = requests.takes[request];
   const i32 prompt_tokens = requests.prompt_tokens[request];
+  const i32 known = requests.affinity_row[request];
+  const i32* const affinity =
+      known < 0 ? nullptr : requests.affinity_us + static_cast<i64>(known - requests.first_affinity_row) * e.count;
   const auto score_on = [=](i32 i, i32 uncached_tokens) GIMBAL_LAMBDA {
     const i64 own_us = prefill_micros(uncached_tokens, e.per_token[i]);
-    const i64 us = pressure_micros(e.weights, e.backlog_us[i], own_us, e.rest_us[i], e.moe[i]);
+    const i32 affinity_us = affinity == nullptr ? 0 : affinity[i];
+    const i64 us = pressure_micros(e.weights, e.backlog_us[i], own_us, e.rest_us[i], e.excess[i], affinity_us);
     return (e.flags[i] & takes) != 0 ? us : kNoScore;
   };
   const i32 row = requests.row[request];

@@ -26,7 +26,7 @@ constexpr int64_t kRate = 1000;
 SchedulerOptions options(DispatchPolicy policy = DispatchPolicy::kGimbal) {
   SchedulerOptions o;
   o.policy = policy;
-  o.weights = {kOne, kOne, kOne, kOne, 150 * kMs, static_cast<int32_t>(kOne * 9 / 10), 2 * kMs, 200};
+  o.weights = {kOne, kOne, kOne, kOne, kOne, kOne, 150 * kMs, static_cast<int32_t>(kOne * 9 / 10), 2 * kMs, 200};
   o.stale_after_us = 3 * kSecond;
   return o;
 }
@@ -93,10 +93,21 @@ TEST_CASE("pressure: terms are what their definitions give, rounded down") {
     CHECK(rise + 1 >= step);
     step = rise;
   }
-  CHECK(spec::moe_micros(1000, kOne / 2) == 500);
+  CHECK(spec::moe_term(1000, kOne / 2) == 500);
+  CHECK(spec::moe_term(1000, -static_cast<int32_t>(kOne) / 4) == -250);
+  // Half of 0.5 and a quarter of -0.2, of a whole; a sum below -1 counts as that.
+  const spec::PressureWeights some{kOne, kOne, kOne, kOne / 2, kOne / 4, kOne, 0, 0, 0, 0};
+  CHECK(spec::expert_excess(some, 32768, -13107) == 16384 - 3277);
+  CHECK(spec::expert_excess(w, -60000, -60000) == -65536);
+  CHECK(spec::expert_excess({0, 0, 0, 1u << 24, 1u << 24, 0, 0, 0, 0, 0}, 6553600, 6553600) == std::numeric_limits<int32_t>::max());
+  CHECK(spec::affinity_micros(w, 900, 400) == 500);
+  CHECK(spec::affinity_micros({0, 0, 0, 0, 0, kOne / 2, 0, 0, 0, 0}, 900, 400) == 250);
+  CHECK(spec::affinity_micros({0, 0, 0, 0, 0, 1u << 24, 0, 0, 0, 0}, spec::kMostExpertMicros, 0) == spec::kMostExpertMicros);
+  CHECK(spec::affinity_term(300, 500) == 300);
+  CHECK(spec::affinity_term(700, 500) == 500);
   CHECK(spec::queue_micros(w, 3, 10) == 3 * 2 * kMs + 10 * 200);
   // At the limits of everything, sums stay positive.
-  const int64_t most = spec::backlog_term({1u << 24, 0, 0, 0, 0, 0, 0, 0}, spec::kMostMicros, spec::kMostMicros);
+  const int64_t most = spec::backlog_term({1u << 24, 0, 0, 0, 0, 0, 0, 0, 0, 0}, spec::kMostMicros, spec::kMostMicros);
   CHECK(most > 0);
   CHECK(most < std::numeric_limits<int64_t>::max() / 8);
 }
@@ -575,6 +586,91 @@ TEST_CASE("scheduler: expert pressure makes a request's own prefill dearer, and 
   CHECK(s.dispatch(prompt(400), 0).engine == 1);  // 100 + 400 + 200 against 490
 }
 
+TEST_CASE("scheduler: what the placement side tells stands before what samples tell, until it is stale") {
+  SchedulerOptions o = options();
+  o.stale_after_us = 100 * kSecond;
+  o.experts_stale_after_us = 10 * kSecond;
+  Scheduler s = scheduler_of(2, o);
+  const int32_t half = static_cast<int32_t>(kOne / 2);
+  const auto sample_with = [](int32_t i, int64_t time_us, int32_t moe) {
+    EngineSample one = sample(i, time_us);
+    one.moe = moe;
+    return one;
+  };
+  // What a request of 400 tokens, 400 ms, meets beyond its own prefill.
+  const auto excess = [&](int32_t i, int64_t now_us) {
+    int64_t ms = -1;
+    s.scores(prompt(400), now_us, true, [&](int32_t e, int64_t us) { ms = e == i ? us / kMs - 400 : ms; });
+    return ms;
+  };
+  s.observe(sample_with(0, 0, half), 0);
+  s.observe(sample(1, 0), 0);
+  CHECK(excess(0, 0) == 200);
+  s.set_expert_pressure({0, half / 2, half / 4}, kSecond, kSecond);
+  s.set_expert_pressure({1, -half, 0}, 2 * kSecond, 2 * kSecond);
+  CHECK(excess(0, 2 * kSecond) == 150);
+  CHECK(excess(1, 2 * kSecond) == -200);
+  // A sample changes nothing of it, nor does what was found out earlier.
+  s.observe(sample_with(0, 3 * kSecond, 3 * half), 3 * kSecond);
+  s.set_expert_pressure({0, 0, 0}, kSecond - 1, 3 * kSecond);
+  CHECK(excess(0, 3 * kSecond) == 150);
+  // Each goes stale by its own time; then the last sample counts.
+  CHECK(excess(0, 11 * kSecond - 1) == 150);
+  CHECK(excess(0, 11 * kSecond) == 600);
+  CHECK(excess(1, 11 * kSecond) == -200);
+  CHECK(excess(1, 12 * kSecond) == 0);
+  // A decision and a report look at the time as well.
+  s.set_expert_pressure({0, half, 0}, 20 * kSecond, 20 * kSecond);
+  s.set_expert_pressure({1, half, 0}, 20 * kSecond, 20 * kSecond);
+  s.observe(sample(0, 20 * kSecond), 20 * kSecond);
+  CHECK(s.dispatch(prompt(400), 20 * kSecond).score == 600 * kMs);
+  CHECK(s.report(0, 20 * kSecond).terms.moe_us == s.report(1, 20 * kSecond).terms.moe_us);
+  CHECK(s.report(0, 20 * kSecond).terms.moe_us > 0);
+  CHECK(s.report(0, 30 * kSecond).terms.moe_us == 0);
+}
+
+TEST_CASE("scheduler: a request goes where its experts cost least, unless that engine is further behind than by the request") {
+  Scheduler s(options());
+  for (int32_t i = 0; i < 2; ++i) s.add_engine(engine(i));
+  const auto pick = [&](Scheduler& from, std::vector<int32_t> expert_ms, int64_t tokens) {
+    for (int32_t& ms : expert_ms) ms *= static_cast<int32_t>(kMs);
+    DispatchRequest r = prompt(tokens);
+    r.expert_us = expert_ms.data();
+    const Decision d = from.dispatch(r, 0);
+    from.failed(d.ticket, 0);
+    return d;
+  };
+  s.observe(sample(0, 0, 0, 0, 40), 0);
+  s.observe(sample(1, 0), 0);
+  CHECK(pick(s, {500, 530}, 100).engine == 1);  // 140 against 130
+  CHECK(pick(s, {500, 550}, 100).engine == 0);  // 140 against 150
+  CHECK(pick(s, {500, 550}, 100).score == 140 * kMs);
+  s.observe(sample(0, 0, 0, 0, 101), 0);
+  CHECK(pick(s, {0, 9000}, 100).engine == 1);  // 201 against 200, since nothing counts for more than the prompt
+  CHECK(pick(s, {0, 9000}, 102).engine == 0);  // 203 against 204
+  CHECK(pick(s, {9000, 9000}, 102).engine == 1);
+
+  // In lockstep the longest backlog comes first, what the experts cost with it: 140, against 100 + 30 and 100 + 50.
+  Scheduler lockstep = scheduler_of(2);
+  lockstep.observe(sample(0, 0, 0, 0, 40), 0);
+  lockstep.observe(sample(1, 0), 0);
+  CHECK(pick(lockstep, {500, 530}, 100).engine == 1);
+  CHECK(pick(lockstep, {500, 550}, 100).engine == 0);
+
+  // Where an engine may not take it, what it would cost there does not count.
+  Scheduler three(options());
+  for (int32_t i = 0; i < 3; ++i) three.add_engine(engine(i));
+  for (int32_t i = 0; i < 3; ++i) three.observe(sample(i, 0, 0, 0, i == 1 ? 40 : 0), 0);
+  three.set_state(0, EngineState::kDraining);
+  CHECK(pick(three, {0, 500, 550}, 100).engine == 1);
+  // Decode brings no prefill, and nothing that could be weighed against it.
+  DispatchRequest decode = prompt(100);
+  decode.stage = Stage::kDecode;
+  const std::vector<int32_t> far = {0, 0, 1000000};
+  decode.expert_us = far.data();
+  CHECK(three.dispatch(decode, 0).engine == 2);
+}
+
 // ---- rivals
 
 TEST_CASE("scheduler: the rivals pick by their formulas") {
@@ -642,7 +738,7 @@ TEST_CASE("scheduler: of two at random, the one with fewer requests") {
 
 TEST_CASE("scheduler: sums stay in range at the limits of everything") {
   SchedulerOptions o = options();
-  o.weights = {1u << 24, 1u << 24, 1u << 24, 1u << 24, 3600 * kSecond, static_cast<int32_t>(kOne) - 1, 3600 * kSecond, 3600 * kSecond};
+  o.weights = {1u << 24, 1u << 24, 1u << 24, 1u << 24, 1u << 24, 1u << 24, 3600 * kSecond, static_cast<int32_t>(kOne) - 1, 3600 * kSecond, 3600 * kSecond};
   o.gateways = 2;
   for (const bool tells : {false, true}) {
     Scheduler s(o);
@@ -652,7 +748,11 @@ TEST_CASE("scheduler: sums stay in range at the limits of everything") {
     for (int32_t i = 0; i < 2; ++i) s.add_engine(slow);
     const int64_t far_us = int64_t{1} << 52;
     for (int n = 0; n < 40; ++n) {
-      s.dispatch(prompt(spec::kMostTokens), far_us);
+      DispatchRequest largest = prompt(spec::kMostTokens);
+      const std::vector<int32_t> expert_us = {spec::kMostExpertMicros * (n % 2), spec::kMostExpertMicros};
+      largest.expert_us = expert_us.data();
+      CHECK(s.dispatch(largest, far_us).score < std::numeric_limits<int64_t>::max() / 4);
+      s.set_expert_pressure({n % 2, static_cast<int32_t>(100 * kOne), static_cast<int32_t>(100 * kOne)}, far_us, far_us);
       EngineSample one = sample(n % 2, far_us, spec::kMostRequests, spec::kMostRequests, spec::kMostTokens, 1);
       if (!tells) one.waiting_prefill_tokens = EngineSample::kUnknown;
       one.moe = static_cast<int32_t>(100 * kOne);
@@ -686,6 +786,8 @@ struct PlainEngine {
   int64_t foreign_us = 0;
   EngineSample sample;
   int64_t sampled_us = kNever;
+  bool is_told = false;
+  int32_t told_moe = 0, told_comm = 0;
   std::vector<PlainRequest> requests;
 
   template <class Wanted>
@@ -726,7 +828,9 @@ struct PlainEngine {
   int64_t rest_us(const spec::PressureWeights& w, int64_t own_us) const {
     const double share = std::min(demand(), w.kv_most);
     const int64_t kv_us = static_cast<int64_t>(std::floor(static_cast<double>(w.kv_us) * share / (65536.0 - share)));
-    return kv_us + (sample.waiting + unseen()) * w.waiting_us + sample.running * w.running_us + own_us * sample.moe / 65536;
+    const double moe_us = static_cast<double>(own_us) * (is_told ? told_moe + told_comm : sample.moe) / 65536;
+    return kv_us + (sample.waiting + unseen()) * w.waiting_us + sample.running * w.running_us +
+           static_cast<int64_t>(std::floor(moe_us));
   }
   bool has_room(const spec::PressureWeights& w, int64_t tokens) const {
     return demand() < w.kv_most && tokens <= (w.kv_most - demand()) * engine().kv_tokens / 65536;
@@ -735,7 +839,7 @@ struct PlainEngine {
 
 TEST_CASE("scheduler: every decision and every ledger is that of a scheduler that adds up lists") {
   INFO("seed " << test::base_seed());
-  int64_t decisions = 0, foreign = 0, kinds[3] = {0, 0, 0};
+  int64_t decisions = 0, foreign = 0, affine = 0, kinds[3] = {0, 0, 0};
   for (uint64_t round = 0; round < 30; ++round) {
     test::Random random(100 + round);
     SchedulerOptions o = options();
@@ -764,6 +868,12 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
                                   random.below(2000), random.uniform());
         one.moe = random.below(65536);
         s.observe(one, now_us);
+        if (random.below(4) == 0) {
+          e.is_told = true;
+          e.told_moe = random.between(-30000, 30000);
+          e.told_comm = random.between(-30000, 30000);
+          s.set_expert_pressure({i, e.told_moe, e.told_comm}, now_us, now_us);
+        }
         if (one.time_us < e.sampled_us) continue;
         const int64_t begun_us = std::max<int64_t>(0, e.foreign_us - (one.time_us - e.sampled_us));
         e.sample = one;
@@ -786,6 +896,11 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
           for (uint32_t& one : cached) one = static_cast<uint32_t>(random.below(static_cast<int32_t>(tokens) + 1));
           request.cached_by_engine = cached.data();
         }
+        std::vector<int32_t> expert_us(static_cast<size_t>(count), 0);
+        if (random.below(3) == 0) {
+          for (int32_t& one : expert_us) one = random.below(4000) * static_cast<int32_t>(kMs);
+          request.expert_us = expert_us.data();
+        }
         const Decision d = s.dispatch(request, now_us);
         REQUIRE(d.engine >= 0);
         ++decisions;
@@ -798,15 +913,20 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
         };
         int best_kind = 2;
         for (const PlainEngine& e : plain) best_kind = std::min(best_kind, kind(e));
+        const int32_t least_us = *std::min_element(expert_us.begin(), expert_us.end());
+        const auto affinity = [&](const PlainEngine& e) {
+          return std::min<int64_t>(own_us(e), expert_us[static_cast<size_t>(&e - plain.data())] - least_us);
+        };
+        affine += affinity(plain[static_cast<size_t>(d.engine)]) == 0 && least_us > 0 ? 1 : 0;
         const auto longest_with = [&](const PlainEngine& e) {
           int64_t longest = e.backlog_us(now_us, o.gateways) + own_us(e);
           for (const PlainEngine& other : plain) {
             if (&other != &e && other.group == e.group) longest = std::max(longest, other.backlog_us(now_us, o.gateways));
           }
-          return longest;
+          return longest + affinity(e);
         };
         const auto total = [&](const PlainEngine& e) {
-          return e.backlog_us(now_us, o.gateways) + own_us(e) + e.rest_us(o.weights, own_us(e));
+          return e.backlog_us(now_us, o.gateways) + own_us(e) + e.rest_us(o.weights, own_us(e)) + affinity(e);
         };
         // The pick is one that nothing beats: in its group by (longest, total), among groups by longest + rest.
         const PlainEngine& picked = plain[static_cast<size_t>(d.engine)];
@@ -885,6 +1005,7 @@ TEST_CASE("scheduler: every decision and every ledger is that of a scheduler tha
   }
   CHECK(decisions > 1000);
   CHECK(foreign > 100);
+  CHECK(affine > 100);
   CHECK(kinds[0] > 500);
   CHECK(kinds[1] > 50);
 }

@@ -36,10 +36,11 @@ int64_t weighted(__int128 us, uint32_t weight) {
   return static_cast<int64_t>(std::min<__int128>(us, spec::kMostMicros) * weight >> spec::kShareBits);
 }
 
-int64_t expected_us(const ScoreInputs& in, size_t engine, int64_t tokens) {
+int64_t expected_us(const ScoreInputs& in, size_t engine, int64_t tokens, int64_t affinity_us) {
   const __int128 own_us = static_cast<__int128>(tokens) * in.per_token[engine] >> 20;
-  const __int128 moe_us = std::min<__int128>(own_us, int64_t{1} << 28) * in.moe[engine] >> spec::kShareBits;
-  return weighted(in.backlog_us[engine] + own_us, in.weights.backlog) + in.rest_us[engine] + weighted(moe_us, in.weights.moe);
+  const __int128 moe_us = std::min<__int128>(own_us, int64_t{1} << 28) * in.excess[engine] >> spec::kShareBits;
+  return weighted(in.backlog_us[engine] + own_us, in.weights.backlog) + in.rest_us[engine] + static_cast<int64_t>(moe_us) +
+         static_cast<int64_t>(std::min<__int128>(own_us, affinity_us));
 }
 
 Answer expected_of(const ScoreInputs& in) {
@@ -49,7 +50,9 @@ Answer expected_of(const ScoreInputs& in) {
     std::vector<std::tuple<int32_t, int64_t, int32_t>> able;  // class, us, engine
     for (size_t e = 0; e < engines; ++e) {
       const size_t at = static_cast<size_t>(std::max(in.row[r], 0)) * engines + e;
-      const int64_t us = expected_us(in, e, in.row[r] < 0 ? in.uncached_tokens[r] : in.uncached[at]);
+      const size_t affinity_at = static_cast<size_t>(std::max(in.affinity_row[r], 0)) * engines + e;
+      const int64_t us = expected_us(in, e, in.row[r] < 0 ? in.uncached_tokens[r] : in.uncached[at],
+                                     in.affinity_row[r] < 0 ? 0 : in.affinity_us[affinity_at]);
       const bool may = (in.flags[e] & in.takes[r]) != 0;
       answer.pressure_us.push_back(may ? us : INT64_MAX);
       const int32_t rank = (in.flags[e] & spec::kIsStale) != 0 ? 2 : in.room_tokens[e] < in.prompt_tokens[r] ? 1 : 0;
@@ -86,12 +89,12 @@ ScoreInputs draw_inputs(Random& random, int32_t engines, int32_t requests) {
   const uint8_t kinds = static_cast<uint8_t>(random.chance(0.3) ? random.below(8) : 7);  // flags that come up at all
   ScoreInputs in;
   in.weights.backlog = draw_weight(random);
-  in.weights.moe = draw_weight(random);
   for (int32_t e = 0; e < engines; ++e) {
     in.backlog_us.push_back(draw(44));
     in.rest_us.push_back(draw(53));
     in.per_token.push_back(spec::micros_per_token(100 + std::min<int64_t>(draw(30), 999999900)));
-    in.moe.push_back(static_cast<int32_t>(std::min<int64_t>(draw(23), 100 * spec::kWholeShare)));
+    in.excess.push_back(random.chance(0.3) ? -random.below(spec::kWholeShare + 1)
+                                           : static_cast<int32_t>(std::min<int64_t>(draw(31), INT32_MAX)));
     in.room_tokens.push_back(static_cast<int32_t>(draw(28)) - 1);
     in.flags.push_back(static_cast<uint8_t>(random.below(8) & kinds));
   }
@@ -101,6 +104,8 @@ ScoreInputs draw_inputs(Random& random, int32_t engines, int32_t requests) {
     in.takes.push_back(random.chance(0.3) ? spec::kTakesDecode : spec::kTakesPrefill);
     in.row.push_back(random.chance(0.3) ? in.rows++ : -1);
     for (int32_t e = 0; in.row.back() >= 0 && e < engines; ++e) in.uncached.push_back(static_cast<int32_t>(draw(28)));
+    in.affinity_row.push_back(random.chance(0.3) ? in.affinity_rows++ : -1);
+    for (int32_t e = 0; in.affinity_row.back() >= 0 && e < engines; ++e) in.affinity_us.push_back(static_cast<int32_t>(draw(30)));
   }
   return in;
 }
@@ -217,7 +222,7 @@ struct Ledger {
   int64_t now_us = 0;
 };
 
-DispatchRequest draw_request(Random& random, const std::vector<uint64_t>& hashes) {
+DispatchRequest draw_request(Random& random, const std::vector<uint64_t>& hashes, const std::vector<int32_t>& expert_us) {
   DispatchRequest r;
   r.prompt_tokens = random.chance(0.05) ? spec::kMostTokens : static_cast<int64_t>(random.any_magnitude(16));
   r.stage = random.chance(0.2) ? Stage::kDecode : Stage::kPrefill;
@@ -228,14 +233,17 @@ DispatchRequest draw_request(Random& random, const std::vector<uint64_t>& hashes
     r.prefix = hashes.data() + 8 * random.below(4);
     r.prefix_count = random.between(1, 8);
   }
+  if (random.chance(0.4)) r.expert_us = expert_us.data() + random.below(4);
   return r;
 }
 
-Ledger draw_ledger(Random& random, DispatchPolicy policy, const std::vector<uint64_t>& hashes) {
+Ledger draw_ledger(Random& random, DispatchPolicy policy, const std::vector<uint64_t>& hashes,
+                   const std::vector<int32_t>& expert_us) {
   SchedulerOptions options;
   options.policy = policy;
-  options.weights = {draw_weight(random), kOne, draw_weight(random), draw_weight(random), 150000, static_cast<int32_t>(kOne * 9 / 10), 2000, 200};
+  options.weights = {draw_weight(random), kOne, draw_weight(random), draw_weight(random), draw_weight(random), draw_weight(random), 150000, static_cast<int32_t>(kOne * 9 / 10), 2000, 200};
   options.stale_after_us = 3000000;
+  options.experts_stale_after_us = random.chance(0.5) ? 1000000 : 30000000;
   options.gateways = random.between(1, 3);
   options.seed = random.bits();
   Ledger ledger{std::make_unique<Scheduler>(options), 0};
@@ -263,11 +271,14 @@ Ledger draw_ledger(Random& random, DispatchPolicy policy, const std::vector<uint
       sample.waiting = random.below(10);
       sample.moe = random.chance(0.5) ? 0 : random.below(3 * spec::kWholeShare);
       s.observe(sample, ledger.now_us);
+      if (random.chance(0.3)) {
+        s.set_expert_pressure({sample.engine, random.below(kOne), random.between(-40000, 40000)}, ledger.now_us, ledger.now_us);
+      }
     } else if (!tickets.empty() && random.chance(0.3)) {
       s.finished(tickets.back(), ledger.now_us);
       tickets.pop_back();
     } else {
-      const Decision decision = s.dispatch(draw_request(random, hashes), ledger.now_us);
+      const Decision decision = s.dispatch(draw_request(random, hashes, expert_us), ledger.now_us);
       if (decision.ticket >= 0) tickets.push_back(decision.ticket);
     }
   }
@@ -286,11 +297,13 @@ TEST_CASE("batch: scores of a ledger are what the scheduler itself says of each 
       INFO("backend " << backend->name() << ", seed " << base_seed() << ", stream " << stream);
       std::vector<uint64_t> hashes(32);
       for (uint64_t& hash : hashes) hash = random.bits();
+      std::vector<int32_t> expert_us(16);
+      for (int32_t& us : expert_us) us = static_cast<int32_t>(random.any_magnitude(20));
       const auto policy = static_cast<DispatchPolicy>(random.chance(0.7) ? 0 : random.below(8));
-      const Ledger ledger = draw_ledger(random, policy, hashes);
+      const Ledger ledger = draw_ledger(random, policy, hashes, expert_us);
       Scheduler& s = *ledger.scheduler;
       std::vector<DispatchRequest> requests;
-      for (int32_t n = random.between(1, 10); n > 0; --n) requests.push_back(draw_request(random, hashes));
+      for (int32_t n = random.between(1, 10); n > 0; --n) requests.push_back(draw_request(random, hashes, expert_us));
       const ScoreInputs in = s.score_inputs(requests, ledger.now_us);
       const Answer answer = score_by(*scorer, in);
       Answer expected{std::vector<int64_t>(answer.pressure_us.size(), spec::kNoScore), {}};

@@ -152,7 +152,7 @@ ScoreBytes lay_out_scores(const EngineColumns& engines, const RequestColumns& re
   columns.place(&out->engines.backlog_us, count);
   columns.place(&out->engines.rest_us, count);
   columns.place(&out->engines.per_token, count);
-  columns.place(&out->engines.moe, count);
+  columns.place(&out->engines.excess, count);
   columns.place(&out->engines.room_tokens, count);
   columns.place(&out->engines.flags, count);
   const u64 asked = static_cast<u64>(requests.count);
@@ -160,7 +160,9 @@ ScoreBytes lay_out_scores(const EngineColumns& engines, const RequestColumns& re
   columns.place(&out->requests.uncached_tokens, asked);
   columns.place(&out->requests.row, asked);
   columns.place(&out->requests.takes, asked);
+  columns.place(&out->requests.affinity_row, asked);
   columns.place(&out->requests.uncached, static_cast<u64>(requests.rows) * count);
+  columns.place(&out->requests.affinity_us, static_cast<u64>(requests.affinity_rows) * count);
   const u64 in = columns.bytes();
   columns.place_result(&out->pressure_us, asked * count);
   columns.place_result(&out->best, asked);
