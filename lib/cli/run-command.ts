@@ -3,7 +3,7 @@ import { type RunConfig, readRunConfig } from '../controller/run-config.js';
 import { System } from '../controller/system.js';
 import type { Context } from './context.js';
 import { write } from './output.js';
-import { serve, withoutSecrets } from './serving.js';
+import { serve, withoutPassword, withoutSecrets } from './serving.js';
 
 export interface RunOptions {
   config: string;
@@ -26,10 +26,19 @@ function readConfig({ config: file, shadow }: RunOptions): Promise<RunConfig> {
   return readRunConfig(file, shadow);
 }
 
-/** A hook's headers may hold a key. */
+/** A hook's headers may hold a key, and the lease's Redis a password. */
 function printable(config: RunConfig): RunConfig {
-  const { hook } = config.controller;
-  if (hook === undefined || !('headers' in hook)) return withoutSecrets(config);
-  const headers = Object.fromEntries(Object.keys(hook.headers).map((name) => [name, '…']));
-  return withoutSecrets({ ...config, controller: { ...config.controller, hook: { ...hook, headers } } });
+  const { hook, lease, ...rest } = config.controller;
+  const controller = {
+    ...rest,
+    ...(hook === undefined ? {} : { hook }),
+    ...(lease === undefined ? {} : { lease }),
+  };
+  if (hook !== undefined && 'headers' in hook) {
+    const headers = Object.fromEntries(Object.keys(hook.headers).map((name) => [name, '…']));
+    controller.hook = { ...hook, headers };
+  }
+  if (lease !== undefined && 'redis' in lease)
+    controller.lease = { ...lease, redis: withoutPassword(lease.redis) };
+  return withoutSecrets({ ...config, controller });
 }

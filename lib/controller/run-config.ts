@@ -8,8 +8,9 @@ import { type PlacementFormat, placementFormats } from '../export/placement.js';
 import { checkGatewayOptions, fromZod, type GatewayConfig, present, readGroups } from '../gateway/config.js';
 import { statisticsOptions } from '../gateway/routing/config.js';
 import { readPlacement, selectLayers } from '../import/placement.js';
+import { findModel, type ModelShape } from '../presets.js';
 import { parseTopology, type Topology } from '../topology.js';
-import type { PlacedModel } from './types.js';
+import type { MigrationCosts, PlacedModel } from './types.js';
 
 const MOST_MS = 7 * 24 * 3.6e6;
 const ms = z.number().positive().max(MOST_MS);
@@ -31,16 +32,20 @@ const hookSchema = z.union(
       verifyUrl: httpUrl.optional(),
       headers: z.record(z.string(), z.string()).default({}),
     }),
-    /** Is replaced; whoever puts it in force writes the plan's id to the other one. */
-    z.strictObject({ file, appliedFile: file }),
-    /** Engines fetch it themselves, by the policy inside them. */
-    z.strictObject({ service: z.literal(true) }),
+    /** Finds the change in a folder, and acknowledges it there. */
+    z.strictObject({ folder: file, pollMs: ms.optional() }),
   ],
-  { error: 'expected one of { command }, { url }, { file, appliedFile } and { service: true }' },
+  { error: 'expected one of { command }, { url } and { folder }' },
 );
 
-/** One of several controllers acts; a file on a disk that all see, or the gateway's Redis. */
-const leaseSchema = z.strictObject({ file: file, ttlMs: ms.optional() });
+/** One of several controllers acts: the one that a folder or a Redis which all see names. */
+const leaseSchema = z.union(
+  [
+    z.strictObject({ folder: file, ttlMs: ms.optional() }),
+    z.strictObject({ redis: z.string().min(1), key: z.string().min(1).optional(), ttlMs: ms.optional() }),
+  ],
+  { error: 'expected { folder } or { redis }' },
+);
 
 export const controllerSchema = z.strictObject({
   /** As `parseTopology` takes it: GPUs, model, hardware, links, or costs of your own. */
@@ -74,6 +79,8 @@ export const controllerSchema = z.strictObject({
   statisticsFile: file.optional(),
   lease: leaseSchema.optional(),
   intervalMs: ms.default(10_000),
+  /** Between two exchanges with the dispatcher; what it is told is forgotten after 30 s. */
+  feedbackMs: ms.max(25_000).default(5000),
   applyTimeoutMs: ms.default(120_000),
   verifyTimeoutMs: ms.default(10_000),
   overdispersion: z.number().min(1).optional(),
@@ -101,6 +108,8 @@ export const controllerSchema = z.strictObject({
     })
     .prefault({}),
 });
+
+const sectionSchema = z.strictObject({ controller: controllerSchema });
 
 export type ControllerConfig = z.output<typeof controllerSchema>;
 export type RunConfig = GatewayConfig & { controller: ControllerConfig };
@@ -135,12 +144,19 @@ export function checkRunOptions(options: Record<string, unknown>, source = 'opti
       [...groups].join(', '),
     );
   }
-  const { success, data, error } = controllerSchema.safeParse(given, { reportInput: true });
-  if (!success) throw fromZod(error, `${source}: controller`);
+  // Together with its key, so that messages name it.
+  const {
+    success,
+    data: parsed,
+    error,
+  } = sectionSchema.safeParse({ controller: given }, { reportInput: true });
+  if (!success) throw fromZod(error, source);
+  const data = parsed.controller;
   const config = { ...gateway, controller: data };
   if (data.hook === undefined && !data.shadow)
     throw wrong('controller.hook', 'one, unless shadow is true', 'nothing');
   modelOf(config, source);
+  migrationOf(data, source);
   return config;
 }
 
@@ -188,6 +204,20 @@ function clusterOf({ topology }: ControllerConfig, sources: number, field: strin
     `${sources} sources, as the servers have`,
     `${cluster.sources}`,
   );
+}
+
+/**
+ * Throws where nobody says how large an expert is.
+ *
+ * @throws GimbalError GIMBAL_INVALID_INPUT
+ */
+export function migrationOf({ migration, topology }: ControllerConfig, source = 'options'): MigrationCosts {
+  const { model } = topology;
+  const shape = typeof model === 'string' ? findModel(model) : (model as Partial<ModelShape> | undefined);
+  const { expertBytes = shape?.expertBytes } = migration;
+  if (expertBytes !== undefined) return { ...present(migration), expertBytes };
+  const field = `${source}: controller.migration.expertBytes`;
+  throw mismatch('GIMBAL_INVALID_INPUT', field, 'bytes of an expert, or topology.model', 'neither');
 }
 
 /**

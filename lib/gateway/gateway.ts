@@ -42,6 +42,8 @@ const DRAIN_STEP_MS = 20;
 export interface GatewayOptionsBeside {
   version: string;
   log?: Logger;
+  /** Where routing is counted, if the configuration has `routing`; default: statistics of its own. */
+  statistics?: RoutingStatistics;
 }
 
 export interface Attached {
@@ -89,7 +91,7 @@ export class Gateway {
   private constructor(
     config: GatewayConfig,
     keys: readonly string[],
-    { version, log }: GatewayOptionsBeside,
+    { version, log, statistics }: GatewayOptionsBeside,
   ) {
     this.#config = config;
     this.#version = version;
@@ -106,7 +108,7 @@ export class Gateway {
     metrics.watch(this.#fleet);
     this.#agent = new Agent({ connect: { timeout: config.limits.connectMs }, pipelining: 1 });
     const pages: AdminPages[] = [];
-    this.#routing = config.routing === undefined ? undefined : this.#observe(config.routing, pages);
+    this.#routing = config.routing === undefined ? undefined : this.#observe(config.routing, pages, statistics);
     this.#proxy = new InferenceProxy(config, {
       fleet: this.#fleet,
       routing: this.#routing?.sampler,
@@ -132,6 +134,18 @@ export class Gateway {
     return this.#routing?.statistics;
   }
 
+  get fleet(): Fleet {
+    return this.#fleet;
+  }
+
+  get log(): Logger {
+    return this.#log;
+  }
+
+  get metrics(): GatewayMetrics {
+    return this.#metrics;
+  }
+
   /** What stands beside the gateway in its process: pages for operators, and a part of its snapshot. To be called before `listen`. */
   attach({ pages = [], controller }: Attached): void {
     this.#admin.pages.push(...pages);
@@ -141,10 +155,11 @@ export class Gateway {
   #observe(
     routing: RoutingConfig,
     pages: AdminPages[],
+    given: RoutingStatistics | undefined,
   ): { statistics: RoutingStatistics; sampler: RoutingSampler } {
     const { servers, seed = randomInt(2 ** 32) } = this.#config;
     const options = statisticsOptions(routing, servers);
-    const statistics = new RoutingStatistics(options);
+    const statistics = given ?? new RoutingStatistics(options);
     const metrics = this.#metrics;
     const sampler = new RoutingSampler(routing, servers, {
       statistics,

@@ -70,6 +70,7 @@ export class GatewayMetrics {
   };
   readonly #requestRate = new MinuteSum(() => performance.now());
   readonly #tokenRate = new MinuteSum(() => performance.now());
+  readonly #promptRate = new MinuteSum(() => performance.now());
   readonly #totals = { requests: 0, finished: 0, failed: 0, refused: 0, retried: 0 };
 
   constructor() {
@@ -85,6 +86,17 @@ export class GatewayMetrics {
   /** Engines come and go; their series would stay for ever. */
   gone({ name }: FleetEngine): void {
     for (const reason of REASONS) this.#dispatched.remove({ engine: name, reason });
+  }
+
+  /** An answered request's prompt, as far as it was not cached, by the estimate where the engine did not count. */
+  computed(promptTokens: number): void {
+    this.#promptRate.add(promptTokens);
+  }
+
+  /** That engines compute, over the last minute; undefined where there is none. */
+  get tokensPerSecond(): number | undefined {
+    const perSecond = this.#promptRate.perSecond + this.#tokenRate.perSecond;
+    return perSecond > 0 ? perSecond : undefined;
   }
 
   firstToken(ms: number): void {
