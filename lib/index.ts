@@ -2,6 +2,30 @@
  * gimbal-moe: where the experts of a Mixture-of-Experts model should live, given what was routed where.
  */
 export { backends } from './backends.js';
+export { Controller } from './controller/controller.js';
+export {
+  DECISION_DEFAULTS,
+  type Decision,
+  type DecisionHistory,
+  type DecisionReason,
+  type DecisionRules,
+  decide,
+  type Occasion,
+  type Prospect,
+  reasonToWait,
+} from './controller/decide.js';
+export type {
+  ApplyHook,
+  ControllerClock,
+  ControllerLogger,
+  ControllerOptions,
+  ControllerStatus,
+  DecisionRecord,
+  Lease,
+  MigrationCosts,
+  PlacedModel,
+  PlacementChange,
+} from './controller/types.js';
 export {
   ExpertFingerprints,
   type ExpertFingerprintsOptions,
