@@ -14,18 +14,6 @@ export {
   type Prospect,
   reasonToWait,
 } from './controller/decide.js';
-export type {
-  ApplyHook,
-  ControllerClock,
-  ControllerLogger,
-  ControllerOptions,
-  ControllerStatus,
-  DecisionRecord,
-  Lease,
-  MigrationCosts,
-  PlacedModel,
-  PlacementChange,
-} from './controller/types.js';
 export {
   ExpertFingerprints,
   type ExpertFingerprintsOptions,
@@ -39,6 +27,18 @@ export {
   type PlacedTraffic,
 } from './controller/pressure.js';
 export { weighSources } from './controller/shares.js';
+export type {
+  ApplyHook,
+  ControllerClock,
+  ControllerLogger,
+  ControllerOptions,
+  ControllerStatus,
+  DecisionRecord,
+  Lease,
+  MigrationCosts,
+  PlacedModel,
+  PlacementChange,
+} from './controller/types.js';
 export {
   type EnginePriorityOptions,
   enginePriority,

@@ -93,6 +93,7 @@ export const controllerSchema = z.strictObject({
       certainty: z.number().nonnegative().optional(),
       hysteresis: share.optional(),
       leastTokens: z.number().nonnegative().optional(),
+      staleStatisticsMs: ms.optional(),
       backoffMs: ms.optional(),
       mostBackoffMs: ms.optional(),
     })

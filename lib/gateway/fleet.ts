@@ -312,7 +312,15 @@ export class Fleet {
         ...(kvTokens === undefined ? {} : { kvTokens }),
       });
       const lately = new MinuteSum(MONOTONIC);
-      this.#engines.push({ target, server, inFlight: 0, mirrored: 0, dispatched: 0, dispatchedTokens: 0, lately });
+      this.#engines.push({
+        target,
+        server,
+        inFlight: 0,
+        mirrored: 0,
+        dispatched: 0,
+        dispatchedTokens: 0,
+        lately,
+      });
     }
     this.#servers.set(url, server);
     this.#named = this.targets.map(({ engine }) => this.#engines[engine]!);

@@ -108,7 +108,8 @@ export class Gateway {
     metrics.watch(this.#fleet);
     this.#agent = new Agent({ connect: { timeout: config.limits.connectMs }, pipelining: 1 });
     const pages: AdminPages[] = [];
-    this.#routing = config.routing === undefined ? undefined : this.#observe(config.routing, pages, statistics);
+    this.#routing =
+      config.routing === undefined ? undefined : this.#observe(config.routing, pages, statistics);
     this.#proxy = new InferenceProxy(config, {
       fleet: this.#fleet,
       routing: this.#routing?.sampler,

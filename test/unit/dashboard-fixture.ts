@@ -75,6 +75,7 @@ export function controllerStatus(changed: Partial<ControllerStatus> = {}): Contr
     layers: 2,
     gpus: 4,
     slotsPerGpu: 3,
+    failures: 0,
     imbalance: [1.1, 1.75],
     load: [
       [0.9, 1, 1, 1.1],

@@ -424,6 +424,8 @@ describe('words', () => {
       [undefined, 'nothing observed', false],
       ['4', 'dead: 1, 3', true],
     ]);
+    const [failing] = controllerTiles(controllerStatus({ failures: 2 }));
+    expect(failing).toMatchObject({ detail: '2 failures in a row', alert: true });
     expect(previewWords(status)).toBe(
       'The next plan would gain 250 ms of MoE time (3.20 %) over the horizon for 5 moves that cost 900 ms. Not put in force: moving costs more than it gains.',
     );

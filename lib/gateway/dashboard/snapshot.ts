@@ -70,9 +70,14 @@ const DECISION: Fields<DecisionRecord> = {
   detail: 'string?',
   planId: 'string?',
   gainMs: 'number?',
+  spreadMs: 'number?',
+  optimismMs: 'number?',
   costMs: 'number?',
   gainShare: 'number?',
   migrations: 'number?',
+  rounds: 'number?',
+  transferBytes: 'number?',
+  stagingBytes: 'number?',
 };
 
 const PREVIEW: Fields<NonNullable<ControllerStatus['preview']>> = {
@@ -92,6 +97,8 @@ const CONTROLLER: Fields<Omit<ControllerStatus, 'preview'>> = {
   layers: 'number',
   gpus: 'number',
   slotsPerGpu: 'number',
+  failures: 'number',
+  fencingToken: 'number?',
   imbalance: 'numbers',
   load: 'rows of numbers',
   decisions: [DECISION],

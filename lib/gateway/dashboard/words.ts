@@ -241,15 +241,20 @@ function said(words: Readonly<Record<string, string>>, name: string): string {
 }
 
 export function controllerTiles(status: ControllerStatus): Tile[] {
-  const { state, shadow, planId, planAgeMs, deadGpus, imbalance, gpus, layers, slotsPerGpu } = status;
+  const { state, shadow, failures, planId, planAgeMs, deadGpus, imbalance, gpus, layers, slotsPerGpu } =
+    status;
   const worst = imbalance.reduce((most, one) => Math.max(most, one), 0);
   const mean = imbalance.reduce((sum, one) => sum + one, 0) / Math.max(1, imbalance.length);
   return [
     {
       label: 'Controller',
       text: said(STATES, state),
-      detail: shadow ? 'shadow: it only reports' : 'it may rearrange',
-      alert: state === 'stopped' || state === 'rolling-back',
+      detail: shadow
+        ? 'shadow: it only reports'
+        : failures > 0
+          ? `${plural(failures, 'failure')} in a row`
+          : 'it may rearrange',
+      alert: failures > 0 || state === 'stopped' || state === 'rolling-back',
     },
     { label: 'Plan in force', text: planId, detail: `for ${formatDuration(planAgeMs)}` },
     {
@@ -275,6 +280,9 @@ const REASONS: Readonly<Record<DecisionRecord['reason'], string>> = {
   'backing-off': 'waits after a failure',
   'too-soon': 'too soon after the last plan',
   'too-little-data': 'too little is known of the routing',
+  'stale-statistics': 'nothing new is known of the routing',
+  'worse-on-audit': 'worse by a second calculation',
+  'not-in-force': 'engines do not have the plan that they should have',
   'same-placement': 'the best is in force',
   'within-hysteresis': 'no worse than when it was put in force',
   'gain-too-small': 'the gain is too small',
