@@ -2,7 +2,6 @@
  * The controller: looks at the statistics at an interval, decides whether another placement is worth its moves, and has the engines take
  * it. What one look does is tenure.ts's; here is when to look, who may act, and what to tell.
  */
-import { Registry } from 'prom-client';
 import { atLeastZero } from '../checks.js';
 import { Planner } from '../planner.js';
 import { tell } from '../telemetry/listeners.js';
@@ -10,7 +9,7 @@ import { deadGpus as checkDeadGpus } from '../validate.js';
 import { Considering } from './consider.js';
 import { type Heat, heatOf } from './heat.js';
 import { restoreStatistics, saveStatistics } from './kept-statistics.js';
-import { ControllerMetrics } from './metrics.js';
+import type { ControllerMetrics } from './metrics.js';
 import { type CheckedController, checkController } from './options.js';
 import { GrowthRate } from './rate.js';
 import { freshState, type KeptState, readState } from './state.js';
@@ -21,8 +20,8 @@ export class Controller {
   readonly #options: CheckedController;
   readonly #considering: Considering;
   readonly #planner = new Planner();
-  readonly #metrics: ControllerMetrics;
   readonly #rate: GrowthRate;
+  #metrics: ControllerMetrics | undefined;
   #tokensPerSecond: CheckedController['tokensPerSecond'];
   #deadGpus: number[] | undefined;
   #tenure: Tenure | undefined;
@@ -42,14 +41,6 @@ export class Controller {
     this.#considering = new Considering(checked, this.#planner);
     this.#rate = new GrowthRate(clock.monotonicMs(), statistics.tokensSeen);
     this.#seen = freshState({ ...problem, initial, nowMs: clock.wallMs() });
-    this.#metrics = new ControllerMetrics(checked.registry ?? new Registry(), {
-      status: () => this.status(),
-      statistics: () => ({
-        ageMs: this.#rate.ageMs(clock.monotonicMs()),
-        tokens: statistics.tokensSeen,
-        tokensPerSecond: this.#tokenRate,
-      }),
-    });
   }
 
   /**
@@ -63,6 +54,7 @@ export class Controller {
     const { lease, shadow, stateFile, problem } = this.#options;
     const kept = await readState(stateFile, problem);
     await restoreStatistics(this.#options);
+    await this.#startMetrics();
     this.#seen = kept ?? this.#seen;
     this.#run = 'running';
     try {
@@ -180,6 +172,21 @@ export class Controller {
     else if (this.#run === 'running') this.#lookIn(0);
   }
 
+  /** Loaded where a registry is given alone. */
+  async #startMetrics(): Promise<void> {
+    const { registry, clock, statistics } = this.#options;
+    if (registry === undefined || this.#metrics !== undefined) return;
+    const { ControllerMetrics } = await import('./metrics.js');
+    this.#metrics = new ControllerMetrics(registry, {
+      status: () => this.status(),
+      statistics: () => ({
+        ageMs: this.#rate.ageMs(clock.monotonicMs()),
+        tokens: statistics.tokensSeen,
+        tokensPerSecond: this.#tokenRate,
+      }),
+    });
+  }
+
   #begin(token: number): Promise<Tenure> {
     return Tenure.begin(this.#options, this.#considering, token, this.#seen);
   }
@@ -204,7 +211,7 @@ export class Controller {
       statisticsAgeMs: this.#rate.ageMs(beganMs),
       tokensPerSecond: this.#tokenRate,
     });
-    this.#metrics.looked(clock.monotonicMs() - beganMs);
+    this.#metrics?.looked(clock.monotonicMs() - beganMs);
     if (record === undefined) return undefined;
     this.#tell(record);
     await this.#warm();
@@ -241,7 +248,7 @@ export class Controller {
 
   #tell(record: DecisionRecord): void {
     const { logger, onDecision } = this.#options;
-    this.#metrics.decided(record);
+    this.#metrics?.decided(record);
     if (record.decision === 'failed' || record.decision === 'rolled-back') {
       logger?.warn(record, 'controller: a look went wrong');
     } else {
