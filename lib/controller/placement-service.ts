@@ -8,7 +8,7 @@
 import { createHash } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
-import { aboveZero, atLeastZero, boolean, checkKeys, count } from '../checks.js';
+import { atLeastZero, boolean, checkKeys, count } from '../checks.js';
 import { GimbalError, mismatch } from '../errors.js';
 import { type ApiError, sendError, sendJson, wrongMethod } from '../gateway/answers.js';
 import { BodyTooLongError, readBody } from '../gateway/body.js';
@@ -119,7 +119,7 @@ export class PlacementService implements ApplyHook {
     };
     this.#shadow = boolean('options.shadow', options.shadow ?? false);
     this.#ownPlans = boolean('options.ownPlans', options.ownPlans ?? true);
-    this.#answerWithinMs = aboveZero('options.answerWithinMs', options.answerWithinMs ?? 5000);
+    this.#answerWithinMs = count('options.answerWithinMs', options.answerWithinMs ?? 5000);
     this.#keptAnswers = count('options.keptAnswers', options.keptAnswers ?? 32);
     this.#keys = new ApiKeys(options.apiKeys ?? []);
     this.#log = options.log ?? createLog('silent');
@@ -165,33 +165,36 @@ export class PlacementService implements ApplyHook {
     this.#offered = { ...placement, placement: placement.placement.slice() };
   }
 
-  /** Resolves when the ranks of the engine have taken the change; withdraws it where `signal` says so first. */
+  /**
+   * Resolves when the ranks of the engine have taken the change. Where they do not agree, or `signal` says that it is given up, it
+   * rejects and the change is withdrawn: no engine is to come upon it later.
+   */
   apply(change: PlacementChange, signal: AbortSignal): Promise<void> {
-    const before = this.#offered;
-    if (this.#inForce === change.planId) {
-      this.offer(change);
-      return Promise.resolve();
-    }
+    this.#waiting?.reject(tookNot(this.#waiting.planId, 'another change came before they asked'));
     if (signal.aborted) return Promise.reject(signal.reason);
+    const before = this.#offered;
     this.offer(change);
+    if (this.#inForce === change.planId) return Promise.resolve();
     return new Promise<void>((resolve, reject) => {
-      this.#waiting?.reject(tookNot(this.#waiting.planId, 'another change came before they asked'));
-      const withdraw = () => {
-        if (this.#offered?.planId === change.planId) this.#offered = before;
-        waiting.reject(signal.reason);
-      };
-      const settle = (done: () => void) => {
-        signal.removeEventListener('abort', withdraw);
-        if (this.#waiting === waiting) this.#waiting = undefined;
-        done();
+      const giveUp = () => waiting.reject(signal.reason);
+      const settle = () => {
+        signal.removeEventListener('abort', giveUp);
+        this.#waiting = undefined;
       };
       const waiting: Waiting = {
         planId: change.planId,
-        resolve: () => settle(resolve),
-        reject: (error) => settle(() => reject(error)),
+        resolve: () => {
+          settle();
+          resolve();
+        },
+        reject: (error) => {
+          settle();
+          this.#offered = before;
+          reject(error);
+        },
       };
       this.#waiting = waiting;
-      signal.addEventListener('abort', withdraw, { once: true });
+      signal.addEventListener('abort', giveUp, { once: true });
     });
   }
 
