@@ -2,6 +2,9 @@
  * gimbal-moe: where the experts of a Mixture-of-Experts model should live, given what was routed where.
  */
 export { backends } from './backends.js';
+export type { OfferedPlacement } from './controller/placement-proposal.js';
+export type { PlacementAnswer, PredictedChange } from './controller/placement-protocol.js';
+export { PlacementService, type PlacementServiceOptions } from './controller/placement-service.js';
 export {
   type EnginePriorityOptions,
   enginePriority,

@@ -220,6 +220,8 @@ describe('what a controller offers', () => {
       );
     expect(ranksOf(map)).toEqual(ranksOf(turned().placement));
     expect(movedSlots(map, Int32Array.from(OLD.flat()))).toBe(answer.predicted!.movedSlots);
+    // What stays on its rank stays in its slot.
+    expect(answer.predicted!.movedSlots).toBe(answer.predicted!.migrations);
     expect([state, await service.verify()]).toEqual(['waiting', undefined]);
     const agreement = { version: 1, key: 'first', planId: 'plan-7', agreed: true };
     expect((await post(url, '/v1/placement/agreed', agreement)).status).toBe(204);
