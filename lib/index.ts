@@ -2,9 +2,39 @@
  * gimbal-moe: where the experts of a Mixture-of-Experts model should live, given what was routed where.
  */
 export { backends } from './backends.js';
+export { Controller } from './controller/controller.js';
+export {
+  DECISION_DEFAULTS,
+  type Decision,
+  type DecisionHistory,
+  type DecisionReason,
+  type DecisionRules,
+  decide,
+  type Occasion,
+  type Prospect,
+  reasonToWait,
+} from './controller/decide.js';
+export { type CommandHookOptions, commandHook } from './controller/hooks/command.js';
+export { type FileHookOptions, fileHook } from './controller/hooks/file.js';
+export { type HttpHookOptions, httpHook } from './controller/hooks/http.js';
+export { type FileLeaseOptions, fileLease } from './controller/lease/file.js';
+export type { LeaseTimes } from './controller/lease/keeper.js';
+export { type RedisLeaseOptions, redisLease } from './controller/lease/redis.js';
 export type { OfferedPlacement } from './controller/placement-proposal.js';
 export type { PlacementAnswer, PredictedChange } from './controller/placement-protocol.js';
 export { PlacementService, type PlacementServiceOptions } from './controller/placement-service.js';
+export type {
+  ApplyHook,
+  ControllerClock,
+  ControllerLogger,
+  ControllerOptions,
+  ControllerStatus,
+  DecisionRecord,
+  Lease,
+  MigrationCosts,
+  PlacedModel,
+  PlacementChange,
+} from './controller/types.js';
 export {
   type EnginePriorityOptions,
   enginePriority,

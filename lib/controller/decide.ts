@@ -17,8 +17,10 @@ export interface DecisionRules {
   certainty?: number;
   /** The incumbent's score must be past the committed one by this share. Default 0.01. */
   hysteresis?: number;
-  /** Tokens that each source must have behind it in every layer. Default 256. */
+  /** Tokens that a source must have behind it on average, in every layer. Default 256. */
   leastTokens?: number;
+  /** Statistics to which nothing has come for so long tell of another time. Default 120,000. */
+  staleStatisticsMs?: number;
   /** After the first failure; doubles with each further one, up to `mostBackoffMs`. Defaults 30,000 and 3,600,000. */
   backoffMs?: number;
   mostBackoffMs?: number;
@@ -31,6 +33,7 @@ export const DECISION_DEFAULTS: Required<DecisionRules> = {
   certainty: 2,
   hysteresis: 0.01,
   leastTokens: 256,
+  staleStatisticsMs: 120_000,
   backoffMs: 30_000,
   mostBackoffMs: 3_600_000,
 };
@@ -63,8 +66,10 @@ export interface DecisionHistory {
 /** What a look may find before anything is planned. */
 export interface Occasion {
   nowMs: number;
-  /** The least of any source in any layer, tokens. */
+  /** Of a source on average, in the layer that has the fewest. Thin sources are shrunk towards the mean, and an idle one stops nothing. */
   tokens: number;
+  /** Since the statistics last grew; 0 where that is not watched. */
+  statisticsAgeMs?: number;
   /** GPUs have gone or come: experts may have lost their last replica, and nothing that takes time to find out is waited for. */
   gpusChanged: boolean;
 }
@@ -75,11 +80,16 @@ export type DecisionReason =
   | 'backing-off'
   | 'too-soon'
   | 'too-little-data'
+  | 'stale-statistics'
   | 'same-placement'
   | 'within-hysteresis'
   | 'gain-too-small'
   | 'gain-uncertain'
-  | 'cost-above-gain';
+  | 'cost-above-gain'
+  /** Costs no less than the placement in force on the newest counts. */
+  | 'worse-on-audit'
+  /** The engines say that another plan is in force than the one that was committed. */
+  | 'not-in-force';
 
 export interface Decision {
   rearrange: boolean;
@@ -89,13 +99,14 @@ export interface Decision {
 /** What speaks against even making a plan now; undefined where nothing does. */
 export function reasonToWait(
   rules: Required<DecisionRules>,
-  { nowMs, tokens, gpusChanged }: Occasion,
+  { nowMs, tokens, gpusChanged, statisticsAgeMs = 0 }: Occasion,
   { committedAtMs, failures, failedAtMs }: DecisionHistory,
 ): DecisionReason | undefined {
   if (failures > 0 && nowMs - failedAtMs! < backoffAfter(rules, failures)) return 'backing-off';
   if (gpusChanged) return undefined;
   if (committedAtMs !== undefined && nowMs - committedAtMs < rules.minIntervalMs) return 'too-soon';
-  return tokens < rules.leastTokens ? 'too-little-data' : undefined;
+  if (tokens < rules.leastTokens) return 'too-little-data';
+  return statisticsAgeMs > rules.staleStatisticsMs ? 'stale-statistics' : undefined;
 }
 
 function backoffAfter({ backoffMs, mostBackoffMs }: Required<DecisionRules>, failures: number): number {

@@ -1,0 +1,195 @@
+/** One look at the statistics: whether a plan is worth making, the plan, what it promises and costs, and the decision on it. */
+import { type MigrationSchedule, scheduleMigration } from '../migration.js';
+import type { Planner } from '../planner.js';
+import type { PlacementProblem, Plan } from '../types.js';
+import { changeMs, roundMs } from './cost.js';
+import {
+  type Decision,
+  type DecisionHistory,
+  type DecisionReason,
+  decide,
+  type Prospect,
+  reasonToWait,
+} from './decide.js';
+import { horizonMs, type Judgement, judge } from './judge.js';
+import type { CheckedController } from './options.js';
+import type { Committed } from './state.js';
+
+const NS_PER_MS = 1e6;
+const MS_PER_SECOND = 1000;
+
+export interface Situation {
+  nowMs: number;
+  committed: Committed;
+  history: DecisionHistory;
+  deadGpus: number[];
+  gpusChanged: boolean;
+  statisticsAgeMs: number;
+  tokensPerSecond: number;
+}
+
+/** What was found, as far as it came. */
+export interface Finding {
+  decision: Decision;
+  detail?: string;
+  plan?: Plan;
+  prospect?: Prospect;
+  optimismMs?: number;
+  schedule?: MigrationSchedule;
+}
+
+/** What the counts of a look are. */
+interface Counted {
+  /** The problem with them, without incumbent and migration: what placements are compared by. */
+  problem: PlacementProblem;
+  /** `[layers]`, of all sources. */
+  windowTokens: Float64Array;
+  /** Of a source on average, in the thinnest layer. */
+  leastTokens: number;
+}
+
+export class Considering {
+  readonly #options: CheckedController;
+  readonly #planner: Planner;
+
+  constructor(options: CheckedController, planner: Planner) {
+    this.#options = options;
+    this.#planner = planner;
+  }
+
+  /** @param signal ends it between its parts */
+  async consider(situation: Situation, signal: AbortSignal): Promise<Finding> {
+    const { rules } = this.#options;
+    const { nowMs, gpusChanged, statisticsAgeMs, history } = situation;
+    const counted = this.#count(situation.deadGpus);
+    const occasion = { nowMs, gpusChanged, statisticsAgeMs, tokens: counted.leastTokens };
+    const reason = reasonToWait(rules, occasion, history);
+    if (reason !== undefined) return { decision: { rearrange: false, reason } };
+    if (!gpusChanged && situation.tokensPerSecond === 0) {
+      const detail = 'tokens per second are not known yet';
+      return { decision: { rearrange: false, reason: 'too-little-data' }, detail };
+    }
+    const plan = await this.#plan(situation, counted, signal);
+    const schedule = await this.#schedule(situation, plan, signal);
+    return gpusChanged
+      ? { decision: { rearrange: true, reason: 'gpus-changed' }, plan, schedule, prospect: forced(plan) }
+      : await this.#weigh(situation, counted, plan, schedule);
+  }
+
+  /** The audit before a commit: what the newest counts say, since a plan takes its time. Undefined where nothing speaks against it. */
+  async objection({ committed, deadGpus }: Situation, plan: Plan): Promise<DecisionReason | undefined> {
+    const { problem } = this.#count(deadGpus);
+    const pair = new Int32Array(plan.physicalToLogical.length * 2);
+    pair.set(committed.placement);
+    pair.set(plan.physicalToLogical, committed.placement.length);
+    const evaluation = await this.#planner.evaluate(problem, pair);
+    const [incumbent, candidate] = horizonMs(evaluation, new Float64Array(problem.layers).fill(1));
+    return candidate < incumbent ? undefined : 'worse-on-audit';
+  }
+
+  /** The problem as it is now, also for the heat map. */
+  problemOf(deadGpus: number[]): PlacementProblem {
+    return this.#count(deadGpus).problem;
+  }
+
+  #count(deadGpus: number[]): Counted {
+    const { problem, statistics } = this.#options;
+    const { layers, sources } = problem;
+    const { tokens: observed } = statistics.confidence();
+    const windowTokens = Float64Array.from({ length: layers }, (_, layer) =>
+      observed.subarray(layer * sources, (layer + 1) * sources).reduce((sum, tokens) => sum + tokens, 0),
+    );
+    const tokens = statistics.counts();
+    return {
+      // An incumbent may hold an expert twice on a GPU.
+      problem: { ...problem, tokens, deadGpus, allowDuplicates: true },
+      windowTokens,
+      leastTokens: Math.min(...windowTokens) / sources,
+    };
+  }
+
+  async #plan(situation: Situation, counted: Counted, signal: AbortSignal): Promise<Plan> {
+    const { problem, plan, migration, rules } = this.#options;
+    const { committed, deadGpus, tokensPerSecond } = situation;
+    const windowMs =
+      tokensPerSecond === 0 ? 0 : (Math.max(...counted.windowTokens) / tokensPerSecond) * MS_PER_SECOND;
+    const { placement, gpus, slotsPerGpu } = committed;
+    return await this.#planner.plan(
+      {
+        ...problem,
+        tokens: counted.problem.tokens,
+        deadGpus,
+        incumbent: placement,
+        incumbentGpus: gpus,
+        incumbentSlotsPerGpu: slotsPerGpu,
+        // Paid for once in the horizon; of that, the window is a part.
+        migrationCost: (roundMs(migration) * NS_PER_MS * windowMs) / rules.horizonMs,
+      },
+      { ...plan, signal },
+    );
+  }
+
+  async #schedule(
+    { committed, deadGpus }: Situation,
+    plan: Plan,
+    signal: AbortSignal,
+  ): Promise<MigrationSchedule> {
+    const { problem, migration } = this.#options;
+    const { layers, sources, experts, gpus, slotsPerGpu, commCost } = problem;
+    const { stagingSlots, expertBytes } = migration;
+    const from = committed.placement;
+    const shapes = { fromGpus: committed.gpus, fromSlotsPerGpu: committed.slotsPerGpu, gpus, slotsPerGpu };
+    const links = { commCost, sources, stagingSlots, expertBytes, deadGpus };
+    return await scheduleMigration(
+      { layers, experts, ...shapes, from, to: plan.physicalToLogical, ...links },
+      { signal },
+    );
+  }
+
+  async #weigh(
+    situation: Situation,
+    counted: Counted,
+    plan: Plan,
+    schedule: MigrationSchedule,
+  ): Promise<Finding> {
+    const { rules, migration, overdispersion, resamples, plan: planOptions } = this.#options;
+    const { history, tokensPerSecond } = situation;
+    const horizonTokens = (tokensPerSecond * rules.horizonMs) / MS_PER_SECOND;
+    const windows = counted.windowTokens.map((tokens) => (tokens === 0 ? 0 : horizonTokens / tokens));
+    const [incumbent, candidate] = [situation.committed.placement, plan.physicalToLogical];
+    // Another seed for every state of the statistics, the same for the same.
+    const seed = Number(planOptions.seed ?? 0) + this.#options.statistics.tokensSeen;
+    const of = { problem: counted.problem, incumbent, candidate, windows, overdispersion, resamples };
+    const judgement = await judge({ ...of, seed: seed % 2 ** 52 }, (...of) => this.#planner.evaluate(...of));
+    const lowerMs = plan.layers.reduce(
+      (sum, { lowerBound }, l) => sum + (lowerBound * windows[l]!) / NS_PER_MS,
+      0,
+    );
+    const prospect = prospectOf(judgement, lowerMs, {
+      costMs: changeMs(migration, schedule, judgement.commShare),
+      migrations: plan.migrations,
+    });
+    const { seenMs, incumbentMs, candidateMs } = judgement;
+    const optimismMs = seenMs.incumbent - seenMs.candidate - (incumbentMs - candidateMs);
+    const decision = decide(rules, prospect, history, { gpusChanged: false });
+    return { decision, plan, schedule, prospect, optimismMs };
+  }
+}
+
+function prospectOf(
+  { incumbentMs, candidateMs, spreadMs, seenMs }: Judgement,
+  lowerMs: number,
+  rest: Pick<Prospect, 'costMs' | 'migrations'>,
+): Prospect {
+  const score = (ms: number) => (lowerMs === 0 ? 1 : Math.max(1, ms / lowerMs));
+  // The incumbent's as it is seen: at its commit, its own was taken from draws around what was seen then.
+  const scores = { incumbentScore: score(seenMs.incumbent), candidateScore: score(candidateMs) };
+  return { incumbentMs, candidateMs, spreadMs, ...scores, ...rest };
+}
+
+/** Where the incumbent cannot be had any more there is nothing to compare with. */
+function forced(plan: Plan): Prospect {
+  const score = plan.lowerBound === 0 ? 1 : Math.max(1, plan.objective / plan.lowerBound);
+  const nothing = { incumbentMs: 0, candidateMs: 0, spreadMs: 0, costMs: 0, incumbentScore: score };
+  return { ...nothing, candidateScore: score, migrations: plan.migrations };
+}
