@@ -1,10 +1,13 @@
 /** What the configuration's words stand for: the hook that puts placements in force, and the lease. */
+import type { Registry } from 'prom-client';
 import type { AdminPages } from '../gateway/admin.js';
 import { present } from '../gateway/config.js';
+import type { Logger } from '../gateway/log.js';
 import { commandHook } from './hooks/command.js';
 import { fileHook } from './hooks/file.js';
 import { httpHook } from './hooks/http.js';
 import { fileLease } from './lease/file.js';
+import { PLACEMENT_PATHS, PlacementService } from './placement-service.js';
 import type { ControllerConfig } from './run-config.js';
 import type { ApplyHook, Lease } from './types.js';
 
@@ -14,6 +17,11 @@ export interface Hook {
   pages: readonly AdminPages[];
 }
 
+export interface HookParts {
+  log: Logger;
+  registry: Registry;
+}
+
 /** In the shadow nothing is put in force: there need not be a hook, and one that is called is a bug. */
 const NO_HOOK: ApplyHook = {
   apply: async () => {
@@ -21,11 +29,16 @@ const NO_HOOK: ApplyHook = {
   },
 };
 
-export function hookOf({ hook }: ControllerConfig): Hook {
-  return { apply: hook === undefined ? NO_HOOK : applyHookOf(hook), pages: [] };
+export function hookOf({ hook, shadow }: ControllerConfig, { log, registry }: HookParts): Hook {
+  if (hook === undefined) return { apply: NO_HOOK, pages: [] };
+  if (!('service' in hook)) return { apply: applyHookOf(hook), pages: [] };
+  // Keys are asked for where its pages are mounted.
+  const service = new PlacementService({ ownPlans: false, shadow, log, registry });
+  const serve: AdminPages['serve'] = (request, response, path) => service.serve(request, response, path);
+  return { apply: service, pages: [{ paths: PLACEMENT_PATHS, serve }] };
 }
 
-function applyHookOf(hook: NonNullable<ControllerConfig['hook']>): ApplyHook {
+function applyHookOf(hook: Exclude<NonNullable<ControllerConfig['hook']>, { service: true }>): ApplyHook {
   if ('command' in hook) return commandHook({ command: hook.command, ...present({ verify: hook.verify }) });
   if ('url' in hook) {
     const { url, headers, verifyUrl } = hook;

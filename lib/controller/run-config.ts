@@ -34,8 +34,10 @@ const hookSchema = z.union(
     }),
     /** Finds the change in a folder, and acknowledges it there. */
     z.strictObject({ folder: file, pollMs: ms.optional() }),
+    /** Engines fetch it, by the policy inside them. */
+    z.strictObject({ service: z.literal(true) }),
   ],
-  { error: 'expected one of { command }, { url } and { folder }' },
+  { error: 'expected one of { command }, { url }, { folder } and { service: true }' },
 );
 
 /** One of several controllers acts: the one that a folder or a Redis which all see names. */

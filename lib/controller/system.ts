@@ -52,7 +52,7 @@ export class System {
     const { log, metrics, fleet } = gateway;
     const { registry } = metrics;
     const { controller: options, routing } = config;
-    this.#hook = hookOf(options);
+    this.#hook = hookOf(options, { log, registry });
     this.controller = new Controller({
       problem: model,
       statistics,

@@ -21,6 +21,7 @@ import { z } from 'zod';
 import { BENCHES } from '../../bench/benches.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
+import { PLACEMENT_PATHS, PlacementService } from '../../lib/controller/placement-service.js';
 import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
 import { Fleet } from '../../lib/gateway/fleet.js';
 import { GatewayMetrics } from '../../lib/gateway/metrics.js';
@@ -252,13 +253,22 @@ describe('commands', () => {
   const FOREIGN: Record<string, string[]> = {
     npm: ['--ignore-scripts'],
     Node: ['--max-semi-space-size'],
-    vLLM: ['--data-parallel-size', '--scheduling-policy', '--kv-events-config'],
+    vLLM: [
+      '--data-parallel-size',
+      '--scheduling-policy',
+      '--kv-events-config',
+      '--enable-expert-parallel',
+      '--enable-eplb',
+      '--eplb-config',
+    ],
     SGLang: [
       '--init-expert-location',
       '--ep-num-redundant-experts',
       '--ep-dispatch-algorithm',
       '--moe-a2a-backend',
       '--nnodes',
+      '--model-path',
+      '--expert-distribution-recorder-mode',
       '--enable-priority-scheduling',
     ],
     'vLLM-Ascend': ['--additional-config'],
@@ -397,6 +407,7 @@ describe('docs/API.md', () => {
     ['lib/statistics/types.ts', 'DriftOptions'],
     ['lib/statistics/types.ts', 'Drift'],
     ['lib/statistics/types.ts', 'LayerDrift'],
+    ['lib/controller/placement-service.ts', 'PlacementServiceOptions'],
   ])('names the fields of %s, %s', (file, name) => {
     expect(unnamed(fieldsOf(file, name))).toEqual([]);
   });
@@ -538,5 +549,21 @@ describe('docs/GATEWAY.md', () => {
     });
     expect(shown.length).toBeGreaterThan(2);
     for (const { code } of shown) checkGatewayOptions(parse(code));
+  });
+});
+
+describe('docs/ENGINES.md', () => {
+  const page = () => read('docs/ENGINES.md');
+
+  it('names every series of the placement service', () => {
+    const names = new PlacementService().registry.getMetricsAsArray().map(({ name }) => name);
+    expect(names.length).toBeGreaterThan(4);
+    for (const name of names) expect(page(), name).toContain(`\`${name}\``);
+  });
+
+  it('names every variable that the policy reads, and every path of the service', () => {
+    const variables = read('integrations/vllm/gimbal_vllm/plugin.py').match(/GIMBAL_[A-Z_]+/g)!;
+    expect(new Set(variables).size).toBeGreaterThan(3);
+    for (const name of [...variables, ...PLACEMENT_PATHS]) expect(page(), name).toContain(name);
   });
 });
