@@ -291,6 +291,9 @@ describe.skipIf(!hasNumpy)('the policy (needs python3 with numpy)', { timeout: 6
       planId: 'plan-7',
       previous: Int32Array.from(OLD.flat()),
       previousPlanId: 'plan-6',
+      previousGpus: RANKS,
+      previousSlotsPerGpu: SLOTS / RANKS,
+      fencingToken: 0,
       isRollback: false,
     };
     const spoilt = { do: 'flip', rank: 1, operation: 1, byte: 200 };
