@@ -103,6 +103,8 @@ export class PlacementService implements ApplyHook {
   readonly #metrics: ServiceMetrics;
   /** By key, the oldest first. */
   readonly #answers = new Map<string, KeptAnswer>();
+  /** The greatest seen: a controller that has lost its lease must not undo what another has done. */
+  #fencingToken = 0;
   #offered: OfferedPlacement | undefined;
   #waiting: Waiting | undefined;
   #inForce: string | undefined;
@@ -170,6 +172,11 @@ export class PlacementService implements ApplyHook {
    * rejects and the change is withdrawn: no engine is to come upon it later.
    */
   apply(change: PlacementChange, signal: AbortSignal): Promise<void> {
+    if (change.fencingToken < this.#fencingToken) {
+      const expected = `a token of at least ${this.#fencingToken}`;
+      return Promise.reject(mismatch('GIMBAL_IO', 'fencingToken', expected, `${change.fencingToken}`));
+    }
+    this.#fencingToken = change.fencingToken;
     this.#waiting?.reject(tookNot(this.#waiting.planId, 'another change came before they asked'));
     if (signal.aborted) return Promise.reject(signal.reason);
     const before = this.#offered;

@@ -10,6 +10,7 @@ import path from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import { PlacementService, type PlacementServiceOptions } from '../../lib/controller/placement-service.js';
 import { keepSlots } from '../../lib/controller/slot-order.js';
+import { rig, SMALL } from '../support/controller.js';
 import {
   EXPERTS,
   fromBase64,
@@ -291,6 +292,9 @@ describe.skipIf(!hasNumpy)('the policy (needs python3 with numpy)', { timeout: 6
       planId: 'plan-7',
       previous: Int32Array.from(OLD.flat()),
       previousPlanId: 'plan-6',
+      previousGpus: RANKS,
+      previousSlotsPerGpu: SLOTS / RANKS,
+      fencingToken: 0,
       isRollback: false,
     };
     const spoilt = { do: 'flip', rank: 1, operation: 1, byte: 200 };
@@ -302,6 +306,33 @@ describe.skipIf(!hasNumpy)('the policy (needs python3 with numpy)', { timeout: 6
     await applied;
     expect(fromBase64(map!)).toEqual([...keepSlots(offered.placement, change.previous, offered.slotsPerGpu)]);
     expect(await service.verify()).toBe('plan-7');
+  });
+
+  it("puts a controller's plan in force, whenever the engine happens to ask", async () => {
+    const { url, service } = await serve({ ownPlans: false });
+    const { controller, options } = rig({ apply: service, applyTimeoutMs: 50_000, verifyTimeoutMs: 5000 });
+    const { layers, experts, gpus, slotsPerGpu } = SMALL;
+    const rows = (map: Int32Array) =>
+      Array.from({ length: layers }, (_, layer) => [
+        ...map.subarray(layer * gpus * slotsPerGpu, (layer + 1) * gpus * slotsPerGpu),
+      ]);
+    const engine = {
+      url,
+      ranks: gpus,
+      weight: rows(options.initial).map((row) => row.slice(0, experts).map(() => 1)),
+      old: rows(options.initial),
+    };
+    await controller.start();
+    const looked = controller.look();
+    const kept = toBase64(options.initial);
+    let map = kept;
+    // The plan may not be there when the engine first asks.
+    for (let asked = 0; asked < 10 && map === kept; asked++)
+      [map] = agreedMaps(await playRanks(engine)) as [string];
+    expect(await looked).toMatchObject({ decision: 'committed', reason: 'gain' });
+    expect(fromBase64(map)).toEqual([...keepSlots(controller.placement, options.initial, slotsPerGpu)]);
+    expect(await service.verify()).toBe(controller.planId);
+    await controller.stop();
   });
 
   it.each(readdirSync(path.join(__dirname, '..', 'contract')).filter((name) => name.startsWith('test_')))(

@@ -70,7 +70,15 @@ function turned(): OfferedPlacement {
 }
 
 function changeTo(offered: OfferedPlacement): PlacementChange {
-  return { ...offered, previous: Int32Array.from(OLD.flat()), previousPlanId: 'plan-6', isRollback: false };
+  const previous = { previous: Int32Array.from(OLD.flat()), previousPlanId: 'plan-6' };
+  return {
+    ...offered,
+    ...previous,
+    previousGpus: RANKS,
+    previousSlotsPerGpu: PER_RANK,
+    isRollback: false,
+    fencingToken: 3,
+  };
 }
 
 describe('an answer', () => {
@@ -291,6 +299,17 @@ describe('what a controller offers', () => {
     await failed;
     expect((await ask(url)).planId).toBe('plan-8');
     await post(url, '/v1/placement/agreed', { version: 1, key: 'first', planId: 'plan-8', agreed: true });
+    await applied;
+  });
+
+  it('is refused from a controller that has lost its lease', async () => {
+    const { service, url } = await serve();
+    const { signal } = new AbortController();
+    const applied = service.apply({ ...changeTo(turned()), fencingToken: 5 }, signal);
+    const late = { ...changeTo(turned()), planId: 'plan-8', fencingToken: 4 };
+    await expect(service.apply(late, signal)).rejects.toThrow('fencingToken');
+    expect((await ask(url)).planId).toBe('plan-7');
+    await post(url, '/v1/placement/agreed', { version: 1, key: 'first', planId: 'plan-7', agreed: true });
     await applied;
   });
 
