@@ -1,8 +1,9 @@
 /** The benches of the simulator. */
 import type { Bench } from '../harness.js';
+import * as affinity from './affinity.js';
 import * as beyond from './beyond.js';
 import * as paper from './paper.js';
 import * as speed from './speed.js';
 import * as validation from './validation.js';
 
-export const simulatorBenches: Bench[] = [validation, paper, beyond, speed];
+export const simulatorBenches: Bench[] = [validation, paper, beyond, affinity, speed];

@@ -216,6 +216,7 @@ function checkTrace(trace: SimulationOptions['trace'], kvBlocks: number): void {
       'inputTokens',
       'outputTokens',
       'session',
+      'tenant',
       'prefixHashes',
       'topic',
     ]);
@@ -264,17 +265,20 @@ function checkPolicy(policy: SimulatedPolicy = {}): CheckedSimulation['policy'] 
     'queue',
     'placement',
     'feedback',
+    'affinity',
     'pacing',
     'weights',
     'agingTokensPerSecond',
   ]);
-  const { dispatch = 'gimbal', queue = 'gimbal', placement = 'gimbal', feedback = true, pacing } = policy;
+  const { dispatch = 'gimbal', queue = 'gimbal', placement = 'gimbal', pacing } = policy;
+  const { feedback = true, affinity = false } = policy;
   return {
     dispatch: typeof dispatch === 'string' ? oneOf('options.policy.dispatch', dispatch, POLICIES) : dispatch,
     queue: oneOf('options.policy.queue', queue, QUEUE_POLICIES),
     placement:
       typeof placement === 'string' ? oneOf('options.policy.placement', placement, PLACEMENTS) : placement,
     feedback: boolean('options.policy.feedback', feedback),
+    affinity: boolean('options.policy.affinity', affinity),
     weights: policy.weights,
     pacing: pacing === undefined || pacing === false ? undefined : checkPacing(pacing),
     agingTokensPerSecond:

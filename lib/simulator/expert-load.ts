@@ -258,38 +258,4 @@ export class ExpertLoad {
     }
     return Uint32Array.from(sums, Math.round);
   }
-
-  /** How overloaded the GPUs are that each rank's tokens of the window go to: 0 balanced. `[ranks]` */
-  pressure(): number[] {
-    const { layers, profiles } = this.#tables;
-    const { gpus } = this;
-    const { ranks } = this.#shape;
-    const width = layers * gpus;
-    const byRank = Array.from({ length: ranks }, (_, rank) => {
-      const sums = new Float64Array(width);
-      for (let profile = 0; profile < profiles; profile++) {
-        const tokens = this.window[rank * profiles + profile]!;
-        if (tokens === 0) continue;
-        for (let n = 0; n < width; n++) sums[n]! += tokens * this.#pairsOf[profile * width + n]!;
-      }
-      return sums;
-    });
-    const all = new Float64Array(width);
-    for (const sums of byRank) for (let n = 0; n < width; n++) all[n]! += sums[n]!;
-    return byRank.map((sums) => {
-      let excess = 0;
-      for (let layer = 0; layer < layers; layer++) {
-        let own = 0;
-        let mean = 0;
-        let met = 0;
-        for (let n = layer * gpus; n < (layer + 1) * gpus; n++) {
-          own += sums[n]!;
-          mean += all[n]! / gpus;
-          met += sums[n]! * all[n]!;
-        }
-        excess += own > 0 ? met / (own * mean) - 1 : 0;
-      }
-      return Math.max(0, excess / layers);
-    });
-  }
 }

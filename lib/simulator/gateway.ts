@@ -4,6 +4,7 @@
  */
 import { RequestQueue } from '../dispatch/request-queue.js';
 import { Scheduler } from '../dispatch/scheduler.js';
+import type { EngineExpertPressure } from '../dispatch/types.js';
 import type { CheckedSimulation } from './check.js';
 import type { Engine } from './engine.js';
 import { BLOCK_TOKENS } from './kv-cache.js';
@@ -17,6 +18,7 @@ export class Gateway {
   readonly #trace: readonly SimulatedRequest[];
   readonly #pacing: CheckedSimulation['policy']['pacing'];
   readonly #isBusy: (engine: number) => boolean;
+  readonly #expertMs: (id: number) => Float64Array | undefined;
   readonly #held: RequestQueue | undefined;
   #heldTokens = 0;
   /** `[engines]`: released and without a first token yet, as the gateway knows it. */
@@ -30,7 +32,9 @@ export class Gateway {
     prefillTokensPerSecond: number,
     clock: () => number,
     isBusy: (engine: number) => boolean,
+    expertMs: (id: number) => Float64Array | undefined,
   ) {
+    this.#expertMs = expertMs;
     this.#isBusy = isBusy;
     this.#engines = engines;
     this.#requests = requests;
@@ -90,11 +94,13 @@ export class Gateway {
   #dispatch(id: number): void {
     const { inputTokens, engine: engineOf } = this.#requests;
     const { prefixHashes, session } = this.#trace[id]!;
+    const expertMs = this.#expertMs(id);
     const { engine } = this.#scheduler.dispatch({
       id,
       promptTokens: inputTokens[id]!,
       ...(prefixHashes === undefined ? {} : { prefixHashes }),
       ...(session === undefined ? {} : { sessionKey: String(session) }),
+      ...(expertMs === undefined ? {} : { expertMs }),
     });
     engineOf[id] = engine;
     this.#released[engine]! += inputTokens[id]!;
@@ -110,8 +116,11 @@ export class Gateway {
     this.#scheduler.finished(id);
   }
 
-  /** `pressure`: `[engines]`, MoE pressure, where it is told. */
-  observe(timeMs: number, tellsPrefill: boolean, pressure: readonly number[] | undefined): void {
+  setExpertPressure(pressures: readonly EngineExpertPressure[]): void {
+    this.#scheduler.setExpertPressure(pressures);
+  }
+
+  observe(timeMs: number, tellsPrefill: boolean): void {
     this.#scheduler.observe(
       this.#engines.map(({ kv, running, waiting, preemptions, waitingPrefillTokens }, engine) => ({
         engine,
@@ -121,7 +130,6 @@ export class Gateway {
         waiting,
         preemptions,
         ...(tellsPrefill ? { waitingPrefillTokens } : {}),
-        ...(pressure === undefined ? {} : { moePressure: pressure[engine]! }),
       })),
     );
   }

@@ -100,6 +100,12 @@ export class Rearranger {
     };
   }
 
+  /** What a placement costs, by the group's shape and hardware. */
+  get costs() {
+    const { layers, sources, experts, gpus, slotsPerGpu, computeCost, commCost } = this.#problem;
+    return { layers, sources, experts, gpus, slotsPerGpu, computeCost, commCost };
+  }
+
   get initial(): Int32Array {
     const { layers, experts, gpus, slotsPerGpu } = this.#problem;
     const given = this.#settings.initial;

@@ -32,6 +32,7 @@ export class Routing {
   readonly #personas: number;
   readonly #stickiness: number;
   readonly #draw: Random;
+  /** Or of a tenant. */
   readonly #topicOfSession = new Map<string | number, number>();
   readonly #drift: (() => void) | undefined;
   /** ms between two steps of the drift; Infinity where there is none. */
@@ -73,16 +74,17 @@ export class Routing {
   }
 
   /** The profile of the next request of the trace; to be asked in order. */
-  profileOf({ session, topic }: SimulatedRequest): number {
+  profileOf({ session: own, tenant, topic }: SimulatedRequest): number {
+    const session = own ?? tenant;
     const persona = this.#draw.below(this.#personas);
     const fresh = this.#draw.below(this.#topics);
     const keeps = this.#draw.uniform() < this.#stickiness;
     if (topic !== undefined) return (topic % this.#topics) * this.#personas + persona;
     if (session === undefined) return fresh * this.#personas + persona;
     const before = this.#topicOfSession.get(session);
-    const own = before !== undefined && keeps ? before : fresh;
-    this.#topicOfSession.set(session, own);
-    return own * this.#personas + persona;
+    const kept = before !== undefined && keeps ? before : fresh;
+    this.#topicOfSession.set(session, kept);
+    return kept * this.#personas + persona;
   }
 
   topicOf(profile: number): number {

@@ -4,6 +4,7 @@
  */
 import { type CheckedSimulation, checkSimulation } from './check.js';
 import { Engine } from './engine.js';
+import { Feedback } from './feedback.js';
 import { Gateway } from './gateway.js';
 import { Group } from './group.js';
 import { type Move, Rearranger } from './rearrange.js';
@@ -46,6 +47,7 @@ class Simulation {
   /** By group: a move that is under way, and a stall that the next step waits for. */
   readonly #moves: (Move | undefined)[];
   readonly #readyMs: number[];
+  readonly #feedback: Feedback;
   readonly #gateway: Gateway;
   readonly #series: Series;
   readonly #counters: SimulationCounters;
@@ -85,6 +87,14 @@ class Simulation {
     });
     this.#moves = timers.map(() => undefined);
     this.#readyMs = timers.map(() => 0);
+    this.#feedback = new Feedback(
+      checked,
+      this.#groups,
+      this.#rearrangers,
+      this.#routing.tables,
+      this.#requests,
+      options.trace,
+    );
     const rate = Math.max(LEAST_RATE, this.#prefillRate(timers[0]!));
     this.#gateway = new Gateway(
       checked,
@@ -94,6 +104,7 @@ class Simulation {
       rate,
       () => this.#nowMs,
       (number) => this.#groups[Math.floor(number / shape.ranks)]!.isBusy,
+      (id) => this.#feedback.expertMs(id),
     );
     this.#series = new Series(checked.seriesEveryMs, this.#engines);
     this.#counters = {
@@ -147,6 +158,7 @@ class Simulation {
         finishMs[id] = this.#nowMs;
         this.#finished += 1;
         this.#gateway.finished(id);
+        this.#feedback.finished(id);
       },
       joins: (id: number) => this.#groups[group]!.load.add(rank, profile[id]!, 1),
       leaves: (id: number) => this.#groups[group]!.load.add(rank, profile[id]!, -1),
@@ -208,9 +220,9 @@ class Simulation {
   }
 
   #sample(): void {
-    const { engine, policy } = this.#checked;
-    const pressure = policy.feedback ? this.#groups.flatMap(({ load }) => load.pressure()) : undefined;
-    this.#gateway.observe(this.#nowMs, engine.tellsPrefill, pressure);
+    this.#gateway.observe(this.#nowMs, this.#checked.engine.tellsPrefill);
+    const pressures = this.#feedback.due(this.#nowMs);
+    if (pressures !== undefined) this.#gateway.setExpertPressure(pressures);
   }
 
   async #endSteps(): Promise<void> {
@@ -226,6 +238,7 @@ class Simulation {
       this.#moves[n] = undefined;
       group.timer.linkShare = 1;
       group.load.place(move.placement);
+      this.#feedback.placed();
     }
   }
 

@@ -9,8 +9,10 @@ export interface SimulatedRequest {
   inputTokens: number;
   /** At least 1; the prefill gives the first. */
   outputTokens: number;
-  /** Requests of one session tend to be of one topic. */
+  /** Requests of one session tend to be of one topic, */
   session?: string | number;
+  /** and those of a tenant, where they have no session. */
+  tenant?: string | number;
   /** A hash for each block of the prompt that covers the block and all before it; blocks are equal parts of the prompt. */
   prefixHashes?: readonly number[];
   /** What it is about, by number: with it, routing draws no topic of its own. */
@@ -95,8 +97,10 @@ export interface SimulatedPolicy {
    * planner of one's own. Default `gimbal`.
    */
   placement?: 'static' | 'eplb' | 'gimbal' | PlacementPlanner;
-  /** Tell the dispatcher each engine's MoE pressure. Default true. */
+  /** Tell the dispatcher each engine's MoE pressure and its excess of communication, every second. Default true. */
   feedback?: boolean;
+  /** Learn which experts tenants, or else sessions, choose, and weigh engines by it. Default false. */
+  affinity?: boolean;
   /** Hold prefill back at the gateway, and release it so that lockstep ranks prefill together. Default: no. */
   pacing?: PacingSettings | false;
   /** Of the scheduler's terms, under `gimbal`. */

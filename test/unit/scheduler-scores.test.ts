@@ -49,6 +49,9 @@ function drawRequest(random: Random, id: number | string, engines: number): Disp
     request.prefixHashes = Array.from({ length: 1 + random.below(6) }, (_, n) => 1000 * first + n);
   }
   if (random.below(5) === 0) request.stage = 'decode';
+  if (random.below(3) === 0) {
+    request.expertMs = Array.from({ length: engines }, () => random.below(5000) / 7);
+  }
   return request;
 }
 
@@ -82,7 +85,12 @@ function drawScheduler(random: Random, stage: 'filter' | 'score' | 'none') {
     engines,
     clock: () => nowMs,
     gateways: 1 + random.below(2),
-    weights: { moe: random.below(3), backlog: 1 + random.below(2) / 3 },
+    weights: {
+      moe: random.below(3),
+      comm: random.below(3) / 2,
+      affinity: random.below(3) / 2,
+      backlog: 1 + random.below(2) / 3,
+    },
     ...(stages === undefined ? {} : { stages }),
   });
   const noSamples = random.below(6) === 0;
@@ -93,6 +101,10 @@ function drawScheduler(random: Random, stage: 'filter' | 'score' | 'none') {
     if (random.below(2) === 0 && !noSamples) {
       const [running, waiting, moePressure] = [random.below(40), random.below(8), random.below(5) / 4];
       scheduler.observe([{ engine, timeMs: nowMs, kvUsage, running, waiting, moePressure }]);
+      if (random.below(3) === 0) {
+        const [told, commExcess] = [random.below(5) / 2 - 1, random.below(5) / 2 - 1];
+        scheduler.setExpertPressure([{ engine, moePressure: told, commExcess }], nowMs);
+      }
     } else {
       try {
         scheduler.dispatch({ ...drawRequest(random, n, engines.length) });

@@ -1,6 +1,8 @@
 /** What the simulated dispatcher is told, through stages of one's own; and what pacing holds back. */
 import { describe, expect, it } from 'vitest';
 import type { Candidate } from '../../lib/index.js';
+import type { ServedModel } from '../../lib/simulator/hardware.js';
+import { Routing } from '../../lib/simulator/routing.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import type { SimulatedPolicy } from '../../lib/simulator/types.js';
 import { BASE, randomTrace } from './simulator-fixture.js';
@@ -8,7 +10,7 @@ import { BASE, randomTrace } from './simulator-fixture.js';
 const trace = randomTrace({ count: 150, gapMs: 4, seed: 12 });
 
 /** Every candidate of every decision. */
-async function seen(policy: SimulatedPolicy, engine: object = {}): Promise<Candidate[]> {
+async function seen(policy: SimulatedPolicy, engine: object = {}, of = trace): Promise<Candidate[]> {
   const candidates: Candidate[] = [];
   const filter = (all: readonly Candidate[]) => {
     candidates.push(...all.map((one) => ({ ...one })));
@@ -17,7 +19,7 @@ async function seen(policy: SimulatedPolicy, engine: object = {}): Promise<Candi
   const routing = { kind: 'generative', sigmaExperts: 1, sigmaTopics: 0.1 } as const;
   await simulate({
     ...BASE,
-    trace,
+    trace: of,
     routing,
     engine: { ...BASE.engine, ...engine },
     policy: { placement: 'static', ...policy, dispatch: { filter } },
@@ -34,8 +36,11 @@ describe('the dispatcher', () => {
   });
 
   it('gets MoE pressure with feedback, and without none', async () => {
-    expect((await seen({ feedback: true })).some(({ moeMs }) => moeMs > 0)).toBe(true);
-    expect((await seen({ feedback: false })).every(({ moeMs }) => moeMs === 0)).toBe(true);
+    // It is told every second, and there is nothing to tell in the first.
+    const long = trace.map((request) => ({ ...request, arrivalMs: 5 * request.arrivalMs }));
+    const later = (all: Candidate[]) => all.slice(-100).map(({ moeMs }) => moeMs);
+    expect(later(await seen({ feedback: true }, {}, long)).every((moeMs) => moeMs !== 0)).toBe(true);
+    expect(later(await seen({ feedback: false }, {}, long)).every((moeMs) => moeMs === 0)).toBe(true);
   });
 
   it('is told first tokens, so that prefill does not stay in its ledger', async () => {
@@ -71,5 +76,42 @@ describe('pacing', () => {
     const held = await most({ leastTokens: 300, backlogShare: 0 });
     expect(free).toBeGreaterThan(15);
     expect(held).toBeLessThan(free);
+  });
+});
+
+describe('affinity', () => {
+  /** Two engines, two tenants of a topic each, and a placement that holds the experts of topic t near engine t. */
+  async function shareOfNear(affinity: boolean): Promise<number> {
+    const model = BASE.model as ServedModel;
+    const routing = { kind: 'generative', sigmaTopics: 2, topics: 2, personas: 1, stickiness: 1 } as const;
+    const tenants = randomTrace({ count: 400, gapMs: 12, seed: 4 }).map((request, n) => ({
+      ...request,
+      tenant: `tenant ${n % 2}`,
+      topic: n % 2,
+    }));
+    const { chance } = new Routing(routing, model, 1).tables;
+    const initial = Int32Array.from(
+      Array.from({ length: model.moeLayers }, (_, layer) => {
+        const lean = (e: number) =>
+          chance[layer * model.experts + e]! - chance[(model.moeLayers + layer) * model.experts + e]!;
+        return Array.from({ length: model.experts }, (_e, e) => e).sort((a, b) => lean(b) - lean(a));
+      }).flat(),
+    );
+    const { requests } = await simulate({
+      ...BASE,
+      trace: tenants,
+      routing,
+      engine: { ...BASE.engine, allToAll: 'a2a-pairs' },
+      rearrangement: { initial },
+      policy: { placement: 'static', feedback: false, affinity },
+      seed: 1,
+    });
+    const late = [...requests.entries()].slice(200);
+    return late.filter(([n, { engine }]) => engine === n % 2).length / late.length;
+  }
+
+  it('sends a tenant where its experts are, once it has learned them', async () => {
+    expect(await shareOfNear(false)).toBeLessThan(0.65);
+    expect(await shareOfNear(true)).toBeGreaterThan(0.75);
   });
 });

@@ -280,7 +280,7 @@ describe('loads of experts', () => {
     },
   );
 
-  it('the window says what each source sent, and pressure who goes to full GPUs', () => {
+  it('the window says what each source sent', () => {
     const one = load({});
     const spy = { experts: () => 0, gatherScatter: () => 0 };
     one.add(0, 0, 10);
@@ -289,24 +289,6 @@ describe('loads of experts', () => {
     const tokens = one.windowTokens();
     expect(tokens[3]).toBe(Math.round(500 * chance[3]!));
     expect(tokens[16 + 3]).toBe(Math.round(50 * chance[2 * experts + 3]!));
-    // By the definition: how full the GPUs are that a rank's pairs go to, over the mean, in the mean over layers.
-    const sent = (rank: number, gpu: number, layer: number) =>
-      [0, 1, 2, 3, 4, 5, 6, 7].reduce(
-        (sum, k) => sum + (rank === 0 ? 500 : 50) * chance[(rank * 2 + layer) * experts + gpu * 8 + k]!,
-        0,
-      );
-    const expected = [0, 1].map((rank) => {
-      const excess = [0, 1].map((layer) => {
-        const loads = [0, 1].map((gpu) => sent(0, gpu, layer) + sent(1, gpu, layer));
-        const own = sent(rank, 0, layer) + sent(rank, 1, layer);
-        const met = [0, 1].reduce((sum, gpu) => sum + (sent(rank, gpu, layer) / own) * loads[gpu]!, 0);
-        return met / ((loads[0]! + loads[1]!) / 2) - 1;
-      });
-      return Math.max(0, (excess[0]! + excess[1]!) / 2);
-    });
-    expect(one.pressure()[0]).toBeCloseTo(expected[0]!, 6);
-    expect(one.pressure()[1]).toBeCloseTo(expected[1]!, 6);
-    expect(Math.max(...expected)).toBeGreaterThan(0);
   });
 });
 
