@@ -255,6 +255,7 @@ describe('commands', () => {
     Node: ['--max-semi-space-size'],
     vLLM: [
       '--data-parallel-size',
+      '--enable-return-routed-experts',
       '--scheduling-policy',
       '--kv-events-config',
       '--enable-expert-parallel',
