@@ -2,7 +2,7 @@
  * The controller: looks at the statistics at an interval, decides whether another placement is worth its moves, and has the engines take
  * it. What one look does is tenure.ts's; here is when to look, who may act, and what to tell.
  */
-import { atLeastZero } from '../checks.js';
+import { atLeastZero, invalid } from '../checks.js';
 import { Planner } from '../planner.js';
 import { tell } from '../telemetry/listeners.js';
 import { deadGpus as checkDeadGpus } from '../validate.js';
@@ -20,13 +20,14 @@ export class Controller {
   readonly #options: CheckedController;
   readonly #considering: Considering;
   readonly #planner = new Planner();
-  readonly #rate: GrowthRate;
+  #rate: GrowthRate;
   #metrics: ControllerMetrics | undefined;
   #tokensPerSecond: CheckedController['tokensPerSecond'];
   #deadGpus: number[] | undefined;
   #tenure: Tenure | undefined;
   /** As it was last seen, for when there is no tenure. */
   #seen: KeptState;
+  #isOver = false;
   #run: 'stopped' | 'running' | 'stopping' = 'stopped';
   #heat: Heat = { imbalance: [], load: [] };
   #timer: NodeJS.Timeout | undefined;
@@ -47,13 +48,17 @@ export class Controller {
    * Reads what is kept, finishes what a controller before this one left open, and looks from now on. With a lease it waits for that
    * first, after this has resolved.
    *
-   * @throws GimbalError GIMBAL_FORMAT (a state file that is damaged, or of another model), GIMBAL_IO
+   * @throws GimbalError GIMBAL_FORMAT (a state file that is damaged, or of another model), GIMBAL_IO, GIMBAL_INVALID_INPUT (it has
+   *   been stopped)
    */
   async start(): Promise<void> {
     if (this.#run !== 'stopped') return;
-    const { lease, shadow, stateFile, problem } = this.#options;
+    if (this.#isOver) throw invalid('controller', 'one that has not been stopped', 'one that has');
+    const { lease, shadow, stateFile, problem, clock, statistics } = this.#options;
     const kept = await readState(stateFile, problem);
     await restoreStatistics(this.#options);
+    // From here on: what was restored did not come just now.
+    this.#rate = new GrowthRate(clock.monotonicMs(), statistics.tokensSeen);
     await this.#startMetrics();
     this.#seen = kept ?? this.#seen;
     this.#run = 'running';
@@ -77,6 +82,7 @@ export class Controller {
     await saveStatistics(this.#options);
     await this.#options.lease?.close();
     this.#leave();
+    this.#isOver = true;
     this.#planner.close();
   }
 

@@ -132,23 +132,27 @@ export class Tenure {
     const { change, committed } = this.keeper.state;
     if (change !== undefined) {
       const isEarly = change.tries > 0 && this.#isBackingOff();
-      return isEarly ? { decision: 'kept', reason: 'backing-off' } : await this.#rollBack('error');
+      return isEarly
+        ? { decision: 'kept', reason: 'backing-off' }
+        : await this.#rollBack('a change was left open');
     }
     const inForce = await this.#changes.inForce();
     if (inForce === undefined || inForce === committed.planId) return undefined;
     await this.#changes.oweRollBack();
-    return await this.#rollBack('not-in-force', `the engines reported plan ${inForce}`);
+    return await this.#rollBack(`the engines reported plan ${inForce}`);
   }
 
-  async #rollBack(reason: 'error' | 'not-in-force', detail = 'left open by a change'): Promise<Result> {
+  async #rollBack(detail: string): Promise<Result> {
     const error = await this.#changes.rollBack();
     const { planId } = this.keeper.state.committed;
     return error === undefined
-      ? { decision: 'rolled-back', reason, detail, planId }
+      ? { decision: 'rolled-back', reason: 'not-in-force', detail, planId }
       : { decision: 'failed', reason: 'error', detail: `rollback: ${messageOf(error)}` };
   }
 
   async #decide(sighting: Sighting): Promise<Result> {
+    // Before anything is counted, since that may be what fails.
+    if (this.#isBackingOff()) return { decision: 'kept', reason: 'backing-off' };
     const situation = this.#situationOf(sighting);
     this.#isPlanning = true;
     const finding = await this.#considering.consider(situation, this.#planning.signal);
