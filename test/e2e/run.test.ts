@@ -8,9 +8,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { stringify } from 'yaml';
+import { checkRunOptions } from '../../lib/controller/run-config.js';
+import { System } from '../../lib/controller/system.js';
 import type { ControllerStatus } from '../../lib/controller/types.js';
 import type { StandInRouting } from '../stand-in/routing.js';
-import { ask, chat, contentOf, metric, Stage, until } from '../support/gateway.js';
+import { ask, chat, contentOf, errorIn, metric, Stage, until } from '../support/gateway.js';
 import { GatewayProcess } from '../support/gateway-process.js';
 
 /** Half of the tokens of either rank go to two experts each, which stand on the first two GPUs. */
@@ -165,6 +167,42 @@ describe('gimbal run', { timeout: 120_000 }, () => {
     // Nobody had said that the change was in force: so it was taken back.
     expect(planId).not.toBe(change.planId);
     expect(history).toEqual([]);
+  });
+
+  it('serves engines that ask for their placement, with a key', async () => {
+    const { url } = await stage.standIn({ ranks: 2, routing: MODEL });
+    const system = await System.create(
+      checkRunOptions({
+        servers: [{ url, ranks: 2 }],
+        listen: { port: 0 },
+        apiKeys: ['secret'],
+        log: { level: 'silent' },
+        routing: { layers: 3, experts: 8 },
+        controller: {
+          topology: { nodes: 1, gpusPerNode: 4, model: 'Mixtral-8x7B', hardware: 'H100' },
+          slotsPerGpu: 3,
+          hook: { service: true },
+          stateFile: join(folder, 'state.json'),
+        },
+      }),
+      { version: 'test' },
+    );
+    stage.onEnd(() => system.close());
+    const { adminUrl } = await system.listen();
+    const get = (path: string, headers: Record<string, string> = {}) =>
+      ask(adminUrl, '', { method: 'GET', path, headers });
+    const key = { authorization: 'Bearer secret' };
+    for (const path of ['/v1/placement/current', '/controller/status']) {
+      expect(errorIn(await get(path))).toMatchObject({ status: 401 });
+    }
+    expect(errorIn(await get('/v1/placement/current', key))).toMatchObject({
+      status: 404,
+      code: 'no_answer',
+    });
+    expect(JSON.parse((await get('/controller/status', key)).body.toString())).toMatchObject({ gpus: 4 });
+    const { body } = await get('/metrics', key);
+    expect(body.toString()).toContain('gimbal_controller_plan_age_seconds');
+    expect(body.toString()).toContain('gimbal_placement');
   });
 
   it('checks a file without running it, and hides secrets', async () => {

@@ -22,6 +22,7 @@ import { BENCHES } from '../../bench/benches.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
 import { PLACEMENT_PATHS, PlacementService } from '../../lib/controller/placement-service.js';
+import { checkRunOptions, controllerSchema, modelOf } from '../../lib/controller/run-config.js';
 import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
 import { Fleet } from '../../lib/gateway/fleet.js';
 import { GatewayMetrics } from '../../lib/gateway/metrics.js';
@@ -355,6 +356,24 @@ describe('commands', () => {
         page,
       ).toEqual([]);
     }
+  });
+
+  it('have no key of `gimbal run` that docs/CLI.md leaves out', () => {
+    const { properties = {} } = z.toJSONSchema(controllerSchema, { io: 'input', unrepresentable: 'any' });
+    const section = read('docs/CLI.md').split('## `gimbal run`')[1]!.split('\n## ')[0]!;
+    expect(Object.keys(properties).length).toBeGreaterThan(15);
+    for (const [key, value] of Object.entries(properties)) {
+      expect(section, key).toContain(`\`${key}\``);
+      for (const inner of Object.keys((value as { properties?: object }).properties ?? {})) {
+        // Those of planPlacement are told there.
+        if (key !== 'weights') expect(section, `${key}.${inner}`).toContain(inner);
+      }
+    }
+  });
+
+  it('have an example of `gimbal run` that can be taken', () => {
+    const [, example] = /```yaml\n(servers:[^`]*controller:[^`]*)```/.exec(read('docs/CLI.md'))!;
+    expect(modelOf(checkRunOptions(parse(example!)))).toMatchObject({ layers: 58, sources: 16, gpus: 16 });
   });
 
   it('have no option that docs/CLI.md leaves out', () => {
