@@ -218,6 +218,7 @@ export class Controller {
       tokensPerSecond: this.#tokenRate,
     });
     this.#metrics?.looked(clock.monotonicMs() - beganMs);
+    if (tenure.isOver && tenure === this.#tenure) this.#leave();
     if (record === undefined) return undefined;
     this.#tell(record);
     await this.#warm();
