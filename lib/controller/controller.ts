@@ -215,7 +215,7 @@ export class Controller {
     const record = await tenure.look({
       deadGpus: this.#dead(),
       statisticsAgeMs: this.#rate.ageMs(beganMs),
-      tokensPerSecond: this.#tokenRate,
+      tokensPerSecond: () => atLeastZero('tokensPerSecond', this.#tokenRate),
     });
     this.#metrics?.looked(clock.monotonicMs() - beganMs);
     if (tenure.isOver && tenure === this.#tenure) this.#leave();

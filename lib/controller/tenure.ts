@@ -12,8 +12,8 @@ import { gainShare, previewOf, type Told, toldOf } from './record.js';
 import { type KeptState, readState } from './state.js';
 import type { ControllerStatus, DecisionRecord } from './types.js';
 
-/** What the look goes by. */
-export type Sighting = Pick<Situation, 'deadGpus' | 'statisticsAgeMs' | 'tokensPerSecond'>;
+/** What the look goes by. The rate is the caller's to tell, and may fail as anything else. */
+export type Sighting = Pick<Situation, 'deadGpus' | 'statisticsAgeMs'> & { tokensPerSecond: () => number };
 
 type Result = Told & Pick<DecisionRecord, 'decision'>;
 
@@ -209,6 +209,7 @@ export class Tenure {
     const history = this.keeper.history;
     return {
       ...sighting,
+      tokensPerSecond: sighting.tokensPerSecond(),
       nowMs: this.#options.clock.monotonicMs(),
       committed,
       history: would === undefined ? history : { ...history, committedAtMs: would.atMs },

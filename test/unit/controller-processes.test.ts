@@ -251,6 +251,7 @@ describe('two controllers', () => {
     expect(await first!.look()).toBeUndefined();
     expect(first!.status().state).toBe('waiting-for-lease');
     expect(of.engines.changes).toHaveLength(1);
+    expect(first!.planId, 'nor said to be').not.toBe(of.engines.planId);
     leases[1]!.give(2);
     await second!.look();
     expect(second!.planId).toBe(of.engines.planId);
