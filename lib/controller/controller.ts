@@ -215,9 +215,10 @@ export class Controller {
     const record = await tenure.look({
       deadGpus: this.#dead(),
       statisticsAgeMs: this.#rate.ageMs(beganMs),
-      tokensPerSecond: this.#tokenRate,
+      tokensPerSecond: () => atLeastZero('tokensPerSecond', this.#tokenRate),
     });
     this.#metrics?.looked(clock.monotonicMs() - beganMs);
+    if (tenure.isOver && tenure === this.#tenure) this.#leave();
     if (record === undefined) return undefined;
     this.#tell(record);
     await this.#warm();

@@ -61,13 +61,13 @@ export async function readState(
   path: string,
   model: { layers: number; experts: number },
 ): Promise<KeptState | undefined> {
+  // With its library, which programs that only plan need not load; at the first read, which is at the start.
+  const { stateSchema } = await import('./state-schema.js');
   const bytes = await readFileBounded(path, { maxBytes: MOST_BYTES }).catch((error) => {
     if (isMissing(error)) return undefined;
     throw error;
   });
   if (bytes === undefined) return undefined;
-  // With its library, which programs that only plan need not load.
-  const { stateSchema } = await import('./state-schema.js');
   const state = decode(path, bytes, stateSchema);
   for (const key of ['layers', 'experts'] as const) {
     if (state[key] === model[key]) continue;

@@ -1,4 +1,5 @@
 /** The decision, case by case, and the estimates that it rests on. */
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { changeMs, roundMs } from '../../lib/controller/cost.js';
 import { judge } from '../../lib/controller/judge.js';
@@ -17,6 +18,8 @@ import {
 import { Random } from '../../lib/random.js';
 import { contiguous, makeProblem, SMALL } from '../support/problems.js';
 
+/** fast-check prints it where a property fails. */
+const SEED = Number(process.env.GIMBAL_TEST_SEED ?? 1);
 const RULES = {
   ...DECISION_DEFAULTS,
   minIntervalMs: 60_000,
@@ -88,6 +91,36 @@ describe('the decision', () => {
     const history = { failures: 0, ...(committedScore !== undefined && { committedScore }) };
     const decision = decide(RULES, { ...good, ...change }, history, { gpusChanged: false });
     expect(decision).toEqual({ rearrange, reason });
+  });
+
+  it('is for a move only where what is sure of the gain is above the cost, whatever the figures', () => {
+    const positive = fc.double({ min: 0, max: 1e9, noNaN: true });
+    const score = fc.double({ min: 1, max: 10, noNaN: true });
+    fc.assert(
+      fc.property(
+        fc.record({
+          incumbentMs: positive,
+          candidateMs: positive,
+          spreadMs: positive,
+          costMs: positive,
+          incumbentScore: score,
+          candidateScore: score,
+          migrations: fc.nat(100),
+        }),
+        fc.option(score, { nil: undefined }),
+        (prospect, committedScore) => {
+          const history = { failures: 0, ...(committedScore !== undefined && { committedScore }) };
+          const { rearrange, reason } = decide(RULES, prospect, history, { gpusChanged: false });
+          expect(rearrange).toBe(reason === 'gain');
+          if (!rearrange) return;
+          const gainMs = prospect.incumbentMs - prospect.candidateMs;
+          expect(gainMs - 2 * prospect.spreadMs).toBeGreaterThan(prospect.costMs);
+          expect(gainMs).toBeGreaterThanOrEqual(0.01 * prospect.incumbentMs);
+          expect(prospect.migrations).toBeGreaterThan(0);
+        },
+      ),
+      { numRuns: 2000, seed: SEED },
+    );
   });
 
   it('on GPUs that have gone is made whatever it costs', () => {

@@ -2,7 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import type { Controller, ControllerOptions } from '../../lib/index.js';
+import { type Controller, type ControllerOptions, readPlacement } from '../../lib/index.js';
 import { observeSkewed, type Rig, RULES, rig, SMALL } from '../support/controller.js';
 
 /** Which writes of files fail. */
@@ -327,6 +327,27 @@ describe('a controller that dies', () => {
     of.engines.faults = [];
     return steps >= step;
   }
+
+  it('before anything was asked of the engines asks nothing of them when it is back', async () => {
+    const of = rig();
+    const exportFile = path.join(of.folder, 'placement.json');
+    const controller = await begin(of.again({ exportFile }));
+    disk.fail = (file) => {
+      if (file !== exportFile) return false;
+      // From here on it is dead.
+      disk.fail = () => true;
+      return true;
+    };
+    await controller.look();
+    await controller.stop();
+    disk.fail = () => false;
+    const next = await begin(of.again({ exportFile }));
+    expect(await next.look()).toMatchObject({ decision: 'kept', reason: 'backing-off' });
+    expect(of.engines.changes).toEqual([]);
+    expect((await readPlacement(exportFile, { gpus: SMALL.gpus })).physicalToLogical).toEqual(
+      of.options.initial,
+    );
+  });
 
   it.each([
     ['in a change that goes well', []],

@@ -253,6 +253,21 @@ describe('statistics', () => {
     expect(rate.values[0]!.value).toBeCloseTo((statistics.tokensSeen - before) / 10 / 0.25, 6);
   });
 
+  it.each([
+    [
+      'throws',
+      () => {
+        throw new Error('no idea');
+      },
+    ],
+    ['is no number', () => Number.NaN],
+  ])('of which the rate %s are a failure', async (_, tokensPerSecond) => {
+    const { controller, engines } = rig({ tokensPerSecond });
+    await begin(controller);
+    expect(await controller.look()).toMatchObject({ decision: 'failed', reason: 'error' });
+    expect(engines.changes).toEqual([]);
+  });
+
   it('are kept over a restart where a file is named, and begin anew where that is damaged', async () => {
     const of = rig();
     const statisticsFile = path.join(of.folder, 'statistics');

@@ -14,6 +14,7 @@ import { Writable } from 'node:stream';
 import { promisify } from 'node:util';
 import nodeGypBuild from 'node-gyp-build';
 import { pino } from 'pino';
+import { Registry } from 'prom-client';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
@@ -21,6 +22,8 @@ import { z } from 'zod';
 import { BENCHES } from '../../bench/benches.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
+import { DECISION_DEFAULTS } from '../../lib/controller/decide.js';
+import { ControllerMetrics } from '../../lib/controller/metrics.js';
 import { PLACEMENT_PATHS, PlacementService } from '../../lib/controller/placement-service.js';
 import { checkRunOptions, controllerSchema, modelOf } from '../../lib/controller/run-config.js';
 import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
@@ -421,6 +424,8 @@ describe('docs/API.md', () => {
     ['lib/topology.ts', 'TopologyOptions'],
     ['lib/dispatch/types.ts', 'ScoreOptions'],
     ['lib/dispatch/types.ts', 'Scores'],
+    ['lib/controller/types.ts', 'ControllerOptions'],
+    ['lib/controller/types.ts', 'MigrationCosts'],
     ['lib/statistics/types.ts', 'RoutingObservation'],
     ['lib/statistics/types.ts', 'SummedCounts'],
     ['lib/statistics/types.ts', 'RoutingConfidence'],
@@ -585,5 +590,28 @@ describe('docs/ENGINES.md', () => {
     const variables = read('integrations/vllm/gimbal_vllm/plugin.py').match(/GIMBAL_[A-Z_]+/g)!;
     expect(new Set(variables).size).toBeGreaterThan(3);
     for (const name of [...variables, ...PLACEMENT_PATHS]) expect(page(), name).toContain(name);
+  });
+});
+
+describe('docs/CONTROLLER.md', () => {
+  const page = () => read('docs/CONTROLLER.md');
+
+  it('names every series of the controller, and none besides', () => {
+    const registry = new Registry();
+    new ControllerMetrics(registry, {
+      status: () => undefined as never,
+      statistics: () => undefined as never,
+    });
+    const names = registry.getMetricsAsArray().map(({ name }) => name);
+    expect(names.length).toBeGreaterThan(12);
+    const told = [...page().matchAll(/`(gimbal_controller_[a-z_]+)`/g)].map(([, name]) => name!);
+    expect([...new Set(told)].sort()).toEqual([...names].sort());
+  });
+
+  it('names every reason and every rule', () => {
+    const reasons = /type DecisionReason =([^;]*);/.exec(read('lib/controller/decide.ts'))![1]!;
+    const names = [...reasons.matchAll(/'([a-z-]+)'/g)].map(([, name]) => name!);
+    expect(names.length).toBeGreaterThan(10);
+    for (const name of [...names, ...Object.keys(DECISION_DEFAULTS)]) expect(page(), name).toContain(name);
   });
 });
