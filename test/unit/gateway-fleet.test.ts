@@ -293,7 +293,7 @@ describe('what other gateways send', () => {
 
 describe('what the placement side tells', () => {
   it('reaches the engines by their names, and nobody where a name is not known', async () => {
-    const fleet = fleetOf();
+    const fleet = fleetOf({ weights: { moe: 1 } });
     fleet.setExpertPressure(
       new Map([
         [`${B}#0`, { moePressure: 1 }],
