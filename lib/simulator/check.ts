@@ -108,7 +108,7 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
     },
     engine,
     routing: checkRouting(options.routing),
-    policy: checkPolicy(options.policy),
+    policy: checkPolicy(options.policy, shape.nodes > 1 && engine.allToAll !== 'allgather-reducescatter'),
     rearrangement: checkRearrangement(options.rearrangement),
     slo: {
       ttftMs: aboveZero('options.slo.ttftMs', slo.ttftMs ?? 1000),
@@ -259,7 +259,8 @@ function checkRouting(routing: SimulatedRouting = { kind: 'generative' }): Simul
   return routing;
 }
 
-function checkPolicy(policy: SimulatedPolicy = {}): CheckedSimulation['policy'] {
+/** `affinityWins`: by what travels where; docs/MODEL.md, Feedback, has the figures. */
+function checkPolicy(policy: SimulatedPolicy = {}, affinityWins: boolean): CheckedSimulation['policy'] {
   checkKeys('options.policy', policy, [
     'dispatch',
     'queue',
@@ -271,7 +272,8 @@ function checkPolicy(policy: SimulatedPolicy = {}): CheckedSimulation['policy'] 
     'agingTokensPerSecond',
   ]);
   const { dispatch = 'gimbal', queue = 'gimbal', placement = 'gimbal', pacing } = policy;
-  const { feedback = true, affinity = false } = policy;
+  const isOurs = typeof dispatch !== 'string' || dispatch === 'gimbal';
+  const { feedback = false, affinity = isOurs && affinityWins } = policy;
   return {
     dispatch: typeof dispatch === 'string' ? oneOf('options.policy.dispatch', dispatch, POLICIES) : dispatch,
     queue: oneOf('options.policy.queue', queue, QUEUE_POLICIES),
