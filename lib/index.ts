@@ -29,6 +29,15 @@ export {
   type FingerprintObservation,
   type PlacedEngines,
 } from './controller/fingerprints.js';
+export { type CommandHookOptions, commandHook } from './controller/hooks/command.js';
+export { type FileHookOptions, fileHook } from './controller/hooks/file.js';
+export { type HttpHookOptions, httpHook } from './controller/hooks/http.js';
+export { type FileLeaseOptions, fileLease } from './controller/lease/file.js';
+export type { LeaseTimes } from './controller/lease/keeper.js';
+export { type RedisLeaseOptions, redisLease } from './controller/lease/redis.js';
+export type { OfferedPlacement } from './controller/placement-proposal.js';
+export type { PlacementAnswer, PredictedChange } from './controller/placement-protocol.js';
+export { PlacementService, type PlacementServiceOptions } from './controller/placement-service.js';
 export {
   type ExpertPressure,
   expertPressure,

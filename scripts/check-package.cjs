@@ -69,6 +69,8 @@ function checkFiles(files, size) {
     'dist/report/echarts.bundle.js',
     'dist/report/echarts.LICENSES.txt',
     'dist/gateway/dashboard/dashboard.bundle.js',
+    'integrations/vllm/pyproject.toml',
+    'integrations/vllm/gimbal_vllm/policy.py',
     'binding.gyp',
     'CMakeLists.txt',
     'package.json',
@@ -81,7 +83,7 @@ function checkFiles(files, size) {
   );
   const missing = needed.filter((file) => !files.includes(file));
   const unwanted = files.filter((file) =>
-    /^(test|bench|build|node_modules|lib)\/|^native\/test\/|\.test\./.test(file),
+    /^(test|bench|build|node_modules|lib)\/|^native\/test\/|\.test\.|__pycache__/.test(file),
   );
   if (missing.length > 0) throw new Error(`the tarball lacks ${missing.join(', ')}`);
   if (unwanted.length > 0) throw new Error(`the tarball should not have ${unwanted.join(', ')}`);

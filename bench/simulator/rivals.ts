@@ -12,14 +12,14 @@ import type { ServedModel, ServingHardware } from '../../lib/simulator/hardware.
 import { Routing } from '../../lib/simulator/routing.js';
 import type { SimulatedPolicy, SimulatedRequest, SimulatedRouting } from '../../lib/simulator/types.js';
 
-const VLLM = { dispatch: 'vllm', queue: 'fcfs', placement: 'eplb', feedback: false } as const;
+const VLLM = { dispatch: 'vllm', queue: 'fcfs', placement: 'eplb' } as const;
 
 export const ABLATION: Record<string, SimulatedPolicy> = {
   vLLM: VLLM,
   'DP only': { ...VLLM, dispatch: 'gimbal', queue: 'gimbal' },
   'EP only': { ...VLLM, placement: 'gimbal' },
-  'both, no feedback': { feedback: false },
-  full: {},
+  'both, no feedback': {},
+  full: { feedback: true, weights: { moe: 1 } },
 };
 
 const TOPICS = 8;

@@ -20,7 +20,7 @@ interface Case {
   options: Omit<SimulationOptions, 'trace'>;
 }
 
-const STATIC = { dispatch: 'vllm', queue: 'fcfs', placement: 'static', feedback: false } as const;
+const STATIC = { dispatch: 'vllm', queue: 'fcfs', placement: 'static' } as const;
 const CASES: Case[] = [
   {
     name: '2 engines of 2 H100, Qwen3-30B-A3B, at saturation',
@@ -34,7 +34,7 @@ const CASES: Case[] = [
     target: 100,
     requests: 4000,
     rate: 70,
-    options: { model: 'Qwen3-30B-A3B', hardware: 'H100', dp: 2, tp: 2 },
+    options: { model: 'Qwen3-30B-A3B', hardware: 'H100', dp: 2, tp: 2, policy: { feedback: true } },
   },
   {
     name: '32 engines on 4 nodes, DeepSeek-V3, 58 layers of experts',

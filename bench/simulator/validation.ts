@@ -57,7 +57,7 @@ async function measuredCluster(measured: MeasuredRun, count: number, seed: numbe
     dp: 2,
     tables,
     engine: { maxNumSeqs: 128, maxNumBatchedTokens: 2048, requestMs: 0 },
-    policy: { dispatch: 'vllm', queue: 'fcfs', placement: 'static', feedback: false },
+    policy: { dispatch: 'vllm', queue: 'fcfs', placement: 'static' },
     seed,
   });
   const ttft = requests.map((one) => one.firstTokenMs - one.arrivalMs);

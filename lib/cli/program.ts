@@ -37,10 +37,20 @@ import {
 } from './options.js';
 import { type PlanCommandOptions, planCommand } from './plan-command.js';
 import { countsFormatNames, hardwareNames, modelNames } from './problem.js';
+import type { RunOptions } from './run-command.js';
 import type { ServeOptions } from './serve-command.js';
 import { type SimulateOptions, simulateCommand } from './simulate-command.js';
 
-export const commandNames = ['plan', 'evaluate', 'diff', 'simulate', 'advise', 'serve', 'backends'] as const;
+export const commandNames = [
+  'plan',
+  'evaluate',
+  'diff',
+  'simulate',
+  'advise',
+  'serve',
+  'run',
+  'backends',
+] as const;
 
 const EXIT_CODES = `
 Exit codes:
@@ -83,6 +93,7 @@ ${EXIT_CODES}`,
   addSimulate(program, context);
   addAdvise(program, context);
   addServe(program, context);
+  addRun(program, context);
   addBackends(program, context);
   for (const command of [program, ...program.commands]) quieten(command, context);
   return program;
@@ -371,6 +382,34 @@ ${EXIT_CODES}`,
       // Other commands shall not wait for what only a gateway needs.
       const { serveCommand } = await import('./serve-command.js');
       await serveCommand(options, context);
+    });
+}
+
+function addRun(program: Command, context: Context): void {
+  program
+    .command('run')
+    .description(
+      'Run the closed loop: the gateway, statistics of what it routes, and the controller that places experts by them.',
+    )
+    .requiredOption('--config <file>', 'YAML or JSON: the keys of serve, `routing`, and `controller`')
+    .option('--shadow', 'put nothing in force; only report what would have been gained')
+    .option('--check', 'check the configuration, print it with its defaults, and exit')
+    .addHelpText(
+      'after',
+      `
+Prints one JSON line with its URLs on stdout once it listens. SIGTERM and Ctrl-C stop the controller, which ends or takes back
+what it is about, and drain the gateway. SIGHUP reads the file again; what is under \`routing\` and \`controller\` waits for a restart.
+
+Examples:
+  # See what the file comes to, then watch for a day what it would do, then let it:
+  gimbal run --config gimbal.yaml --check
+  gimbal run --config gimbal.yaml --shadow
+  gimbal run --config gimbal.yaml
+${EXIT_CODES}`,
+    )
+    .action(async (options: RunOptions) => {
+      const { runCommand } = await import('./run-command.js');
+      await runCommand(options, context);
     });
 }
 

@@ -1,10 +1,10 @@
 /** `gimbal serve`: the gateway as a process, from its options and its file to the last request. */
-import { unwatchFile, watchFile } from 'node:fs';
 import { checkGatewayOptions, type GatewayConfig, present, readGatewayConfig } from '../gateway/config.js';
 import { Gateway } from '../gateway/gateway.js';
 import type { Context } from './context.js';
 import { UsageError } from './exit.js';
 import { write } from './output.js';
+import { serve, withoutSecrets } from './serving.js';
 
 export interface ServeOptions {
   config?: string;
@@ -25,11 +25,8 @@ export interface ServeOptions {
   check?: boolean;
 }
 
-/** Mounted files change by a rename of a folder above them, which watchers of files do not see; so it is looked at. */
-const WATCH_MS = 1000;
-
 export async function serveCommand(options: ServeOptions, context: Context): Promise<void> {
-  const { output, signal, version } = context;
+  const { output, version } = context;
   if (options.config === undefined && options.engines === undefined) {
     throw new UsageError('there is nothing to serve', 'name the servers by --engines, or a file by --config');
   }
@@ -38,17 +35,8 @@ export async function serveCommand(options: ServeOptions, context: Context): Pro
     await write(output.stdout, `${JSON.stringify(withoutSecrets(config), null, 2)}\n`);
     return;
   }
-  const gateway = await Gateway.create(config, { version });
-  let stopWatching = () => {};
-  try {
-    const urls = await gateway.listen();
-    stopWatching = watch(options, gateway, context);
-    await write(output.stdout, `${JSON.stringify(urls)}\n`);
-    await aborted(signal);
-  } finally {
-    stopWatching();
-    await gateway.close();
-  }
+  const served = await Gateway.create(config, { version });
+  await serve({ served, read: () => readConfig(options), file: options.config }, context);
 }
 
 function readConfig(options: ServeOptions): Promise<GatewayConfig> {
@@ -100,51 +88,4 @@ function parseServer(text: string): Record<string, unknown> {
 function group(fields: Record<string, unknown>): Record<string, unknown> | undefined {
   const given = present(fields);
   return Object.keys(given).length === 0 ? undefined : given;
-}
-
-/** Reads the configuration again when told to, and when the file changes. Returns what ends that. */
-function watch(options: ServeOptions, gateway: Gateway, { onHangUp }: Context): () => void {
-  const { config: file } = options;
-  let running = Promise.resolve();
-  const reload = () => {
-    // One after the other, so that the last one stays.
-    running = running.then(async () => {
-      try {
-        await gateway.reload(await readConfig(options));
-      } catch (error) {
-        gateway.reloadFailed(error instanceof Error ? error : new Error(String(error)));
-      }
-    });
-  };
-  onHangUp(reload);
-  if (file === undefined) return () => undefined;
-  watchFile(file, { interval: WATCH_MS, persistent: false }, (now, before) => {
-    if (now.mtimeMs !== before.mtimeMs || now.ino !== before.ino) reload();
-  });
-  return () => unwatchFile(file);
-}
-
-/** For printing. */
-function withoutSecrets(config: GatewayConfig): GatewayConfig {
-  return {
-    ...config,
-    apiKeys: config.apiKeys.map(() => '…'),
-    servers: config.servers.map((server) =>
-      server.apiKey === undefined ? server : { ...server, apiKey: '…' },
-    ),
-    ...(config.redis === undefined
-      ? {}
-      : { redis: { ...config.redis, url: withoutPassword(config.redis.url) } }),
-  };
-}
-
-function withoutPassword(url: string): string {
-  return url.replace(/(\/\/[^/@:]*:).*@/, '$1…@');
-}
-
-function aborted(signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (signal.aborted) resolve();
-    else signal.addEventListener('abort', () => resolve(), { once: true });
-  });
 }

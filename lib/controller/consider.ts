@@ -70,6 +70,9 @@ export class Considering {
       return { decision: { rearrange: false, reason: 'too-little-data' }, detail };
     }
     const plan = await this.#plan(situation, counted, signal);
+    // Nothing to weigh: of a placement against itself only noise would be told.
+    if (!gpusChanged && plan.migrations === 0)
+      return { decision: { rearrange: false, reason: 'same-placement' }, plan };
     const schedule = await this.#schedule(situation, plan, signal);
     return gpusChanged
       ? { decision: { rearrange: true, reason: 'gpus-changed' }, plan, schedule, prospect: forced(plan) }

@@ -119,12 +119,12 @@ export interface EnginePressure {
 }
 
 export interface PressureWeights {
-  /** Of the terms; 0 leaves one out. Defaults 1. */
+  /** Of the terms; 0 leaves one out. Defaults 1, */
   backlog?: number;
   kv?: number;
   queue?: number;
+  /** and 0 of the MoE term and of `commExcess`, which is a part of it: docs/MODEL.md, Feedback, says why. */
   moe?: number;
-  /** Of `commExcess`, a part of the MoE term. Default 0. */
   comm?: number;
   /** Of `expertMs`. Default 1. */
   affinity?: number;

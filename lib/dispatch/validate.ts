@@ -62,7 +62,7 @@ export const DEFAULT_WEIGHTS: Required<PressureWeights> = {
   backlog: 1,
   kv: 1,
   queue: 1,
-  moe: 1,
+  moe: 0,
   comm: 0,
   affinity: 1,
   kvMs: 150,

@@ -9,25 +9,37 @@ import type { GatewaySnapshot } from './types.js';
 
 /** Those that orchestrators and balancers ask, who bring no key. */
 const OPEN_PATHS = ['/healthz', '/readyz'];
-export const ADMIN_PATHS = [...OPEN_PATHS, '/metrics', '/dashboard', '/dashboard/state'];
+const OWN_PATHS = [...OPEN_PATHS, '/metrics', '/dashboard', '/dashboard/state'];
+
+/** Further pages, of parts that not every gateway has. They need a key. */
+export interface AdminPages {
+  readonly paths: readonly string[];
+  serve(request: IncomingMessage, response: ServerResponse, path: string): Promise<void>;
+}
 
 export interface AdminParts {
   fleet: Fleet;
   metrics: GatewayMetrics;
   keys: ApiKeys;
+  pages: AdminPages[];
   /** Shared with nobody: answers are of now. */
   snapshot(): Promise<GatewaySnapshot>;
   isDraining(): boolean;
 }
 
-/** `path` is one of ADMIN_PATHS. */
+export function adminPaths({ pages }: AdminParts): string[] {
+  return [...OWN_PATHS, ...pages.flatMap(({ paths }) => paths)];
+}
+
+/** `path` is one of `adminPaths`. */
 export async function serveAdmin(
   parts: AdminParts,
   request: IncomingMessage,
   response: ServerResponse,
   path: string,
 ): Promise<void> {
-  if (request.method !== 'GET' && request.method !== 'HEAD') {
+  const further = parts.pages.find(({ paths }) => paths.includes(path));
+  if (further === undefined && request.method !== 'GET' && request.method !== 'HEAD') {
     wrongMethod(response, path, 'GET, HEAD');
     return;
   }
@@ -42,6 +54,10 @@ export async function serveAdmin(
     return;
   }
   response.setHeader('cache-control', 'no-store');
+  if (further !== undefined) {
+    await further.serve(request, response, path);
+    return;
+  }
   switch (path) {
     case '/healthz':
       sendJson(response, 200, { status: 'alive' });

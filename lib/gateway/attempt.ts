@@ -10,7 +10,8 @@ import type { Dispatcher } from 'undici';
 import { endWithin } from './answers.js';
 import type { Client } from './client.js';
 import { answeredHeaders, type HeaderBag } from './headers.js';
-import { AnswerTail, type Usage, UsageStripper, usageOf } from './usage.js';
+import type { RoutedExpertsFilter } from './routing/filter.js';
+import { AnswerTail, type EventStripper, type Usage, usageOf } from './usage.js';
 
 /** An answer that is no stream is held up to this size. */
 const MOST_HELD_BYTES = 1024 * 1024;
@@ -31,8 +32,10 @@ export interface AttemptOptions {
   response: ServerResponse;
   requestId: string;
   times: AttemptTimes;
-  /** Usage that was asked for on the gateway's own account, and does not pass. */
-  stripsUsage: boolean;
+  /** Events that the gateway asked for on its own account, and that do not pass. */
+  stripper: EventStripper | undefined;
+  /** Looks at what engines say of routing, before all else. */
+  routed: RoutedExpertsFilter | undefined;
   /** The first event of a stream has come. */
   onFirstToken(): void;
   client: Client;
@@ -64,7 +67,6 @@ class Attempt implements Dispatcher.DispatchHandler {
   readonly #options: AttemptOptions;
   readonly #resolve: (outcome: Outcome) => void;
   readonly #tail = new AnswerTail();
-  readonly #stripper: UsageStripper | undefined;
   #controller: Dispatcher.DispatchController | undefined;
   #timer: NodeJS.Timeout;
   #status = 0;
@@ -80,7 +82,6 @@ class Attempt implements Dispatcher.DispatchHandler {
   constructor(options: AttemptOptions, resolve: (outcome: Outcome) => void) {
     this.#options = options;
     this.#resolve = resolve;
-    this.#stripper = options.stripsUsage ? new UsageStripper() : undefined;
     const { firstByteMs } = options.times;
     this.#timer = setTimeout(() => this.#fail(`no answer within ${firstByteMs} ms`), firstByteMs);
   }
@@ -114,6 +115,13 @@ class Attempt implements Dispatcher.DispatchHandler {
 
   onResponseData(_: Dispatcher.DispatchController, chunk: Buffer): void {
     if (this.#settled) return;
+    const bytes = this.#options.routed?.push(chunk) ?? chunk;
+    if (bytes.length > 0) this.#take(bytes);
+    // All of it is taken out, and more may come for long.
+    else if (this.#passing && !this.#paused) this.#timer.refresh();
+  }
+
+  #take(chunk: Buffer): void {
     if (this.#streams) this.#tail.push(chunk);
     if (this.#passing) {
       this.#pass(chunk);
@@ -130,6 +138,8 @@ class Attempt implements Dispatcher.DispatchHandler {
 
   onResponseEnd(): void {
     if (this.#settled) return;
+    const rest = this.#options.routed?.end();
+    if (rest !== undefined && rest.length > 0) this.#take(rest);
     if (this.#passing) this.#endPassing();
     else if (this.#streams) this.#fail('a stream without an event');
     else {
@@ -150,7 +160,8 @@ class Attempt implements Dispatcher.DispatchHandler {
     const { idleMs } = times;
     this.#timer = setTimeout(() => this.#fail(`nothing more for ${idleMs} ms`), idleMs);
     const headers = answeredHeaders(this.#headers, requestId);
-    if (this.#stripper !== undefined) delete headers['content-length'];
+    const { stripper, routed } = this.#options;
+    if (stripper !== undefined || routed !== undefined) delete headers['content-length'];
     response.writeHead(this.#status, headers);
     for (const chunk of this.#held) this.#pass(chunk);
     this.#held = [];
@@ -158,7 +169,7 @@ class Attempt implements Dispatcher.DispatchHandler {
 
   #endPassing(): void {
     const { response, times } = this.#options;
-    const rest = this.#stripper?.end();
+    const rest = this.#options.stripper?.end();
     if (rest !== undefined && rest.length > 0) response.write(rest);
     endWithin(response, times.stalledClientMs);
     const usage = this.#tail.usage();
@@ -168,7 +179,7 @@ class Attempt implements Dispatcher.DispatchHandler {
 
   #pass(chunk: Buffer): void {
     this.#timer.refresh();
-    const bytes = this.#stripper?.push(chunk) ?? chunk;
+    const bytes = this.#options.stripper?.push(chunk) ?? chunk;
     if (bytes.length === 0 || this.#options.response.write(bytes) || this.#paused) return;
     this.#waitForClient();
   }

@@ -10,6 +10,7 @@ import { GimbalError, mismatch } from '../errors.js';
 import { ioError, readFileBounded } from '../files.js';
 import { MAX_YAML_BYTES } from '../import/limits.js';
 import { ENDPOINT_EXPECTED, isEndpoint } from '../telemetry/kv-feed.js';
+import { checkRouting, routingSchema } from './routing/config.js';
 
 /** Timers take 32 bits, and nothing that waits an hour is waited for. */
 const MOST_MS = 3.6e6;
@@ -138,6 +139,8 @@ export const gatewaySchema = z.strictObject({
   sessionHeader: z.string().toLowerCase().default('x-session-id'),
   /** Of streams that the gateway asks for their usage, which clients do not see unless they asked too. */
   usageShare: z.number().min(0).max(1).default(0.05),
+  /** Counts where tokens are routed, from what engines say of a share of the requests. */
+  routing: routingSchema.optional(),
   /** The queue's order as the body's `priority`, for engines that are told to heed it. */
   enginePriority: z.boolean().default(false),
   redis: z.strictObject({ url: z.string().min(1), prefix: z.string().min(1).default('gimbal') }).optional(),
@@ -199,10 +202,12 @@ export function checkGatewayOptions(options: unknown, source = 'options'): Gatew
       throw wrong('apiKeyEnv', 'a variable of the environment', `${apiKeyEnv}, which is not set`);
     }
   }
+  if (data.routing !== undefined) checkRouting(data.routing, data.servers, source);
   return data;
 }
 
-function fromZod(error: z.ZodError, source: string): GimbalError {
+/** The first key at fault, what it takes and what came. */
+export function fromZod(error: z.ZodError, source: string): GimbalError {
   const issue = error.issues[0]!;
   const keys = issue.code === 'unrecognized_keys' ? [...issue.path, issue.keys[0]!] : issue.path;
   const path = keys.map((key) => (typeof key === 'number' ? `[${key}]` : `.${String(key)}`)).join('');
@@ -218,12 +223,21 @@ function fromZod(error: z.ZodError, source: string): GimbalError {
 
 /** @throws GimbalError GIMBAL_IO, GIMBAL_FORMAT (not YAML), GIMBAL_INVALID_INPUT */
 export async function readGatewayConfig(file: string, overrides: object = {}): Promise<GatewayConfig> {
+  return checkGatewayOptions(overlaid(await readGroups(file), overrides), file);
+}
+
+/**
+ * What a file of YAML or JSON says, unchecked.
+ *
+ * @throws GimbalError GIMBAL_IO, GIMBAL_FORMAT (not YAML, or no mapping of keys)
+ */
+export async function readGroups(file: string): Promise<Record<string, unknown>> {
   const bytes = await readFileBounded(file, { maxBytes: MAX_YAML_BYTES });
   const content = contentOf(bytes, file);
   if (!isGroup(content)) {
     throw mismatch('GIMBAL_FORMAT', file, 'a mapping of keys', content === null ? 'nothing' : typeof content);
   }
-  return checkGatewayOptions(overlaid(content, overrides), file);
+  return content;
 }
 
 function contentOf(bytes: Uint8Array, file: string): unknown {
@@ -254,7 +268,7 @@ function overlaid(content: object, overrides: object): object {
   return both;
 }
 
-function isGroup(value: unknown): value is object {
+function isGroup(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 

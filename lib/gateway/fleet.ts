@@ -71,6 +71,8 @@ interface EngineEntry {
   /** and by others, as far as they tell. */
   mirrored: number;
   dispatched: number;
+  /** Of prompts. */
+  dispatchedTokens: number;
   lately: MinuteSum;
   sample?: EngineSample;
 }
@@ -237,6 +239,11 @@ export class Fleet {
     this.#scheduler.setExpertPressure(known.map(({ name, engine }) => ({ ...byEngine.get(name)!, engine })));
   }
 
+  /** Prompt tokens that this gateway has sent, since the start: of the engines as `targets` has them. */
+  dispatchedTokens(): number[] {
+    return this.targets.map(({ engine }) => this.#engines[engine]!.dispatchedTokens);
+  }
+
   /** What other gateways send stands in the same ledger, and counts for admission. */
   readonly mirror: LedgerMirror = {
     dispatched: (key, engineName, { promptTokens, streams, ageMs }) => {
@@ -305,7 +312,15 @@ export class Fleet {
         ...(kvTokens === undefined ? {} : { kvTokens }),
       });
       const lately = new MinuteSum(MONOTONIC);
-      this.#engines.push({ target, server, inFlight: 0, mirrored: 0, dispatched: 0, lately });
+      this.#engines.push({
+        target,
+        server,
+        inFlight: 0,
+        mirrored: 0,
+        dispatched: 0,
+        dispatchedTokens: 0,
+        lately,
+      });
     }
     this.#servers.set(url, server);
     this.#named = this.targets.map(({ engine }) => this.#engines[engine]!);
@@ -414,6 +429,7 @@ export class Fleet {
     const entry = this.#engines[dispatched.engine]!;
     entry.inFlight += 1;
     entry.dispatched += 1;
+    entry.dispatchedTokens += request.promptTokens;
     entry.lately.add(1);
     this.#events.dispatched(entry.target, dispatched, waitedMs);
     this.ledger?.dispatched(id, entry.target, request);

@@ -2,14 +2,17 @@
  * The gateway as a whole: listens, sends each request its way, takes a new configuration while it runs, and goes down without
  * losing what is in flight.
  */
+import { randomInt } from 'node:crypto';
 import http, { type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http';
 import https from 'node:https';
 import net, { type AddressInfo, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Agent } from 'undici';
+import type { ControllerStatus } from '../controller/types.js';
 import { timeOfDay } from '../dispatch/validate.js';
 import { ioError } from '../files.js';
-import { ADMIN_PATHS, type AdminParts, serveAdmin } from './admin.js';
+import { RoutingStatistics } from '../statistics/routing-statistics.js';
+import { type AdminPages, type AdminParts, adminPaths, serveAdmin } from './admin.js';
 import { sendError, wrongMethod } from './answers.js';
 import { type GatewayConfig, mergeReload, readApiKeys } from './config.js';
 import type { ExtProcServer } from './ext-proc/server.js';
@@ -20,6 +23,9 @@ import { createLog, type Logger } from './log.js';
 import { GatewayMetrics } from './metrics.js';
 import { serveExtProc } from './picker.js';
 import { InferenceProxy } from './proxy.js';
+import { type RoutingConfig, statisticsOptions } from './routing/config.js';
+import { RoutingSampler } from './routing/sampler.js';
+import { StatisticsApi } from './routing/statistics-api.js';
 import type { SharedLedger } from './shared-ledger.js';
 import { readTls } from './tls.js';
 import { TokenEstimator } from './tokens.js';
@@ -36,6 +42,13 @@ const DRAIN_STEP_MS = 20;
 export interface GatewayOptionsBeside {
   version: string;
   log?: Logger;
+  /** Where routing is counted, if the configuration has `routing`; default: statistics of its own. */
+  statistics?: RoutingStatistics;
+}
+
+export interface Attached {
+  pages?: readonly AdminPages[];
+  controller?: () => ControllerStatus;
 }
 
 /** Where it listens: the API, the pages for operators, which may be at the same place, and the endpoint picker. */
@@ -56,12 +69,15 @@ export class Gateway {
   readonly #agent: Agent;
   readonly #proxy: InferenceProxy;
   readonly #admin: AdminParts;
+  readonly #routing: { statistics: RoutingStatistics; sampler: RoutingSampler } | undefined;
   readonly #servers: (http.Server | https.Server)[] = [];
   readonly #startedMs = timeOfDay();
   #ledger: SharedLedger | undefined;
   #extProc: ExtProcServer | undefined;
   #loadedMs = timeOfDay();
   #configError: string | undefined;
+  #adminPaths: readonly string[] = [];
+  #controller: (() => ControllerStatus) | undefined;
   #draining = false;
   #closing: Promise<void> | undefined;
   /** To requests that have not been answered to the end. */
@@ -75,7 +91,7 @@ export class Gateway {
   private constructor(
     config: GatewayConfig,
     keys: readonly string[],
-    { version, log }: GatewayOptionsBeside,
+    { version, log, statistics }: GatewayOptionsBeside,
   ) {
     this.#config = config;
     this.#version = version;
@@ -91,8 +107,12 @@ export class Gateway {
     });
     metrics.watch(this.#fleet);
     this.#agent = new Agent({ connect: { timeout: config.limits.connectMs }, pipelining: 1 });
+    const pages: AdminPages[] = [];
+    this.#routing =
+      config.routing === undefined ? undefined : this.#observe(config.routing, pages, statistics);
     this.#proxy = new InferenceProxy(config, {
       fleet: this.#fleet,
+      routing: this.#routing?.sampler,
       dispatcher: this.#agent,
       metrics,
       tokens: this.#tokens,
@@ -106,7 +126,52 @@ export class Gateway {
       keys: this.#keys,
       snapshot: () => this.snapshot(),
       isDraining: () => this.#draining,
+      pages,
     };
+  }
+
+  /** Counts of routing, where the configuration has `routing`. */
+  get statistics(): RoutingStatistics | undefined {
+    return this.#routing?.statistics;
+  }
+
+  get fleet(): Fleet {
+    return this.#fleet;
+  }
+
+  get log(): Logger {
+    return this.#log;
+  }
+
+  get metrics(): GatewayMetrics {
+    return this.#metrics;
+  }
+
+  /** What stands beside the gateway in its process: pages for operators, and a part of its snapshot. To be called before `listen`. */
+  attach({ pages = [], controller }: Attached): void {
+    this.#admin.pages.push(...pages);
+    this.#controller = controller;
+  }
+
+  #observe(
+    routing: RoutingConfig,
+    pages: AdminPages[],
+    given: RoutingStatistics | undefined,
+  ): { statistics: RoutingStatistics; sampler: RoutingSampler } {
+    const { servers, seed = randomInt(2 ** 32) } = this.#config;
+    const options = statisticsOptions(routing, servers);
+    const statistics = given ?? new RoutingStatistics(options);
+    const metrics = this.#metrics;
+    const sampler = new RoutingSampler(routing, servers, {
+      statistics,
+      log: this.#log,
+      seed,
+      onResult: (result, tokens) => metrics.sampled(result, tokens),
+    });
+    metrics.watchRouting(statistics, sampler);
+    const onPush = (result: string) => metrics.pushed(result);
+    pages.push(new StatisticsApi({ shape: options, statistics, onPush }));
+    return { statistics, sampler };
   }
 
   /**
@@ -116,6 +181,7 @@ export class Gateway {
    */
   async listen(): Promise<GatewayUrls> {
     const { listen, admin, limits } = this.#config;
+    this.#adminPaths = adminPaths(this.#admin);
     const api: RequestListener = (request, response) => this.#route(request, response, admin === undefined);
     const server =
       listen.tls === undefined
@@ -164,6 +230,7 @@ export class Gateway {
     this.#config = config;
     this.#keys.renew(keys);
     this.#proxy.config = config;
+    this.#routing?.sampler.renew(config.servers);
     this.#log.level = config.log.level;
     const { headersMs, requestMs } = config.limits;
     for (const server of this.#servers) {
@@ -199,6 +266,7 @@ export class Gateway {
         ...(this.#configError === undefined ? {} : { error: this.#configError }),
       },
       ...(await this.#metrics.snapshot()),
+      ...(this.#controller === undefined ? {} : { controller: this.#controller() }),
     };
   }
 
@@ -223,6 +291,7 @@ export class Gateway {
     while (this.#open.size > 0 && performance.now() < untilMs) await sleep(DRAIN_STEP_MS);
     if (this.#open.size > 0) this.#log.warn({ open: this.#open.size }, 'requests are broken off');
     await this.#fleet.stop();
+    await this.#routing?.sampler.stop();
     await picked;
     await this.#ledger?.stop();
     for (const server of this.#servers) server.closeAllConnections();
@@ -297,7 +366,7 @@ export class Gateway {
   #route(request: IncomingMessage, response: ServerResponse, servesAdmin: boolean): void {
     const path = pathOf(request);
     this.#count(request, response);
-    if (servesAdmin && ADMIN_PATHS.includes(path)) {
+    if (servesAdmin && this.#adminPaths.includes(path)) {
       this.#guard(serveAdmin(this.#admin, request, response, path), response);
     } else if (!this.#keys.admits(request.headers)) {
       sendError(response, {
@@ -321,7 +390,7 @@ export class Gateway {
 
   #routeAdmin(request: IncomingMessage, response: ServerResponse): void {
     const path = pathOf(request);
-    if (!ADMIN_PATHS.includes(path)) notFound(response, path, ADMIN_PATHS);
+    if (!this.#adminPaths.includes(path)) notFound(response, path, this.#adminPaths);
     else this.#guard(serveAdmin(this.#admin, request, response, path), response);
   }
 

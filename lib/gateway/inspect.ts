@@ -27,6 +27,8 @@ export interface Inspected {
   streamOptions: 'none' | 'without-usage' | 'with-usage';
   /** Whether the body sets `priority` itself. */
   hasPriority: boolean;
+  /** Whether the client wants to see `routed_experts`, and of which tokens. */
+  routedExperts: 'none' | 'all' | 'some';
 }
 
 /** Of the prompt's text; engines cache by blocks of 16 tokens or more. */
@@ -64,6 +66,7 @@ export function inspect(path: string, body: Buffer, headers: Headers, sessionHea
     prefixHashes: prompt.hashes(model),
     streamOptions: streamOptionsOf(fields),
     hasPriority: fields.priority !== undefined,
+    routedExperts: routedExpertsOf(fields),
   };
 }
 
@@ -116,6 +119,14 @@ function streamOptionsOf(fields: Record<string, unknown>): Inspected['streamOpti
   if (typeof options !== 'object' || options === null)
     return options === undefined ? 'none' : 'without-usage';
   return (options as { include_usage?: unknown }).include_usage === true ? 'with-usage' : 'without-usage';
+}
+
+/** SGLang's switch, which serves for vLLM too: it has none. And what vLLM calls the first token that is wanted. */
+function routedExpertsOf(fields: Record<string, unknown>): Inspected['routedExperts'] {
+  if (fields.routed_experts_prompt_start !== undefined || fields.routed_experts_start_len !== undefined) {
+    return 'some';
+  }
+  return fields.return_routed_experts === true ? 'all' : 'none';
 }
 
 function isTokenIds(prompt: unknown): prompt is number[] {

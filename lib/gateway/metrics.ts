@@ -4,8 +4,10 @@
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry, Summary } from 'prom-client';
 import type { DispatchReason } from '../dispatch/types.js';
+import type { RoutingStatistics } from '../statistics/routing-statistics.js';
 import type { Fleet } from './fleet.js';
 import { MinuteSum } from './minute.js';
+import type { RoutingSampler, SampleResult } from './routing/sampler.js';
 import type { SharedLedger } from './shared-ledger.js';
 import type { FleetEngine, GatewaySnapshot, Quantiles } from './types.js';
 import type { Usage } from './usage.js';
@@ -39,6 +41,9 @@ export class GatewayMetrics {
   readonly #promptTokens = this.#counter('prompt_tokens', 'Prompt tokens, as engines counted them.');
   readonly #cachedTokens = this.#counter('cached_prompt_tokens', 'Of these, from the prefix cache.');
   readonly #reloads = this.#counter('config_reloads', 'Configurations read while running.', ['result']);
+  readonly #samples = this.#counter('routing_samples', 'Answers drawn for their routing.', ['result']);
+  readonly #routedTokens = this.#counter('routing_tokens', 'Tokens whose routing was counted from answers.');
+  readonly #pushes = this.#counter('routing_pushes', 'Pushes of counts.', ['result']);
   readonly #duration = this.#histogram(
     'request_duration_seconds',
     'From arrival to the last byte.',
@@ -65,6 +70,7 @@ export class GatewayMetrics {
   };
   readonly #requestRate = new MinuteSum(() => performance.now());
   readonly #tokenRate = new MinuteSum(() => performance.now());
+  readonly #promptRate = new MinuteSum(() => performance.now());
   readonly #totals = { requests: 0, finished: 0, failed: 0, refused: 0, retried: 0 };
 
   constructor() {
@@ -80,6 +86,17 @@ export class GatewayMetrics {
   /** Engines come and go; their series would stay for ever. */
   gone({ name }: FleetEngine): void {
     for (const reason of REASONS) this.#dispatched.remove({ engine: name, reason });
+  }
+
+  /** An answered request's prompt, as far as it was not cached, by the estimate where the engine did not count. */
+  computed(promptTokens: number): void {
+    this.#promptRate.add(promptTokens);
+  }
+
+  /** That engines compute, over the last minute; undefined where there is none. */
+  get tokensPerSecond(): number | undefined {
+    const perSecond = this.#promptRate.perSecond + this.#tokenRate.perSecond;
+    return perSecond > 0 ? perSecond : undefined;
   }
 
   firstToken(ms: number): void {
@@ -131,6 +148,36 @@ export class GatewayMetrics {
 
   reloaded(result: 'ok' | 'failed'): void {
     this.#reloads.inc({ result });
+  }
+
+  sampled(result: SampleResult, tokens: number): void {
+    this.#samples.inc({ result });
+    this.#routedTokens.inc(tokens);
+  }
+
+  pushed(result: string): void {
+    this.#pushes.inc({ result });
+  }
+
+  /** What is known of routing. */
+  watchRouting(statistics: RoutingStatistics, sampler: RoutingSampler): void {
+    this.#gauge('routing_held_bytes', 'Of answers that wait to be counted.', [], (gauge) => {
+      gauge.set(sampler.heldBytes);
+    });
+    this.#gauge('routing_tokens_seen', 'Tokens in the statistics, from wherever.', [], (gauge) => {
+      gauge.set(statistics.tokensSeen);
+    });
+    this.#gauge(
+      'routing_confidence',
+      'Weight of a source’s own counts in the layer where it is least.',
+      [],
+      (gauge) => gauge.set(statistics.confidence().layers.reduce((least, one) => Math.min(least, one), 1)),
+    );
+    this.#gauge('routing_sources', 'Sources by what is known of them.', ['known'], (gauge) => {
+      const { thin, unobserved } = statistics.confidence();
+      gauge.set({ known: 'thin' }, thin.length);
+      gauge.set({ known: 'unobserved' }, unobserved.length);
+    });
   }
 
   /** Gauges of the fleet, as of the scrape. */

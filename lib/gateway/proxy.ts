@@ -17,15 +17,26 @@ import { answeredHeaders, forwardedHeaders, type HeaderBag, PIN_HEADER, requestI
 import { type InferencePath, type Inspected, inspect } from './inspect.js';
 import { type Logger, traceOf } from './log.js';
 import type { GatewayMetrics } from './metrics.js';
+import { RoutedExpertsFilter } from './routing/filter.js';
+import type { Capture, RoutingSampler } from './routing/sampler.js';
 import type { TokenEstimator } from './tokens.js';
 import type { Assignment, FleetEngine, FleetRequest, FleetServer } from './types.js';
-import { askForUsage, type Usage, withPriority } from './usage.js';
+import {
+  askForRouting,
+  askForUsage,
+  EventStripper,
+  stripEmptied,
+  stripUsage,
+  type Usage,
+  withPriority,
+} from './usage.js';
 
 /** The engine, or what stands before it, cannot take the request now; another may. */
 const UNAVAILABLE: readonly number[] = [502, 503, 504];
 /** The same request may fare better elsewhere. 429 is no failure of the engine, and 500 may be the request's fault. */
 const WORTH_ANOTHER: readonly number[] = [429, 500, ...UNAVAILABLE];
 const LOST_STATUS = 502;
+const ERRORS_FROM = 400;
 /** In ASCII; what is not above it is space to JSON, or not JSON at all. */
 const SPACE = 0x20;
 const [OPENING_BRACE, CLOSING_BRACE] = [0x7b, 0x7d];
@@ -37,6 +48,8 @@ export interface ProxyParts {
   dispatcher: Dispatcher;
   metrics: GatewayMetrics;
   tokens: TokenEstimator;
+  /** Missing where nobody wants to know where tokens are routed. */
+  routing: RoutingSampler | undefined;
   log: Logger;
   /** Whether clients' authorization is the gateway's, and so is not passed on. */
   checksKeys(): boolean;
@@ -88,7 +101,8 @@ export class InferenceProxy {
         response,
         requestId,
         times: { ...this.config.limits, firstByteMs: MODELS_MS },
-        stripsUsage: false,
+        stripper: undefined,
+        routed: undefined,
         onFirstToken: () => undefined,
         client,
       });
@@ -126,6 +140,8 @@ class Exchange {
   #firstTokenMs: number | undefined;
   #attempts = 0;
   #model = '';
+  /** What the attempt under way says of routing, where it is to be counted. */
+  #capture: Capture | undefined;
 
   constructor(parts: ProxyParts, config: GatewayConfig, startMs: number, call: Call) {
     this.#parts = parts;
@@ -179,7 +195,12 @@ class Exchange {
       this.#settle(assignment, outcome, verdict);
       const { target } = assignment;
       const finish = () => this.#finish(outcome, assignment, wanted, inspected);
-      if (verdict !== 'again') return finish();
+      if (verdict !== 'again') {
+        finish();
+        this.#countRouting(outcome, assignment);
+        return;
+      }
+      this.#countRouting(undefined, assignment);
       if (outcome.kind === 'held' && !isGarbage(outcome.answer)) last = finish;
       tried.push(target);
       this.#parts.metrics.retried();
@@ -210,7 +231,9 @@ class Exchange {
     const { server, rank } = assignment.target;
     const { request, response } = this.#call;
     const { origin, path } = addressOf(server, this.#call.path);
-    const { sent, stripsUsage } = this.#bodyFor(server.kind, wanted, inspected, body);
+    const draws = this.#drawsRouting(inspected);
+    this.#capture = draws ? this.#parts.routing!.capture(assignment.target) : undefined;
+    const { sent, stripper } = this.#bodyFor(server.kind, wanted, inspected, body);
     const headers = headersFor(request, this.#requestId, server, this.#parts.checksKeys());
     if (server.pins) headers[PIN_HEADER] = String(rank);
     const options: AttemptOptions = {
@@ -223,25 +246,43 @@ class Exchange {
       response,
       requestId: this.#requestId,
       times: this.#config.limits,
-      stripsUsage,
+      stripper,
+      routed: this.#filterFor(inspected),
       onFirstToken: () => this.#onFirstToken(assignment),
       client: this.#client,
     };
     return attempt(options);
   }
 
+  #drawsRouting({ routedExperts }: Inspected): boolean {
+    const { routing } = this.#parts;
+    // Where a client wants some tokens, which ones it were cannot be told from the answer.
+    return routing !== undefined && routedExperts !== 'some' && routing.draws(this.#requestId);
+  }
+
+  #filterFor({ routedExperts }: Inspected): RoutedExpertsFilter | undefined {
+    if (this.#parts.routing === undefined) return undefined;
+    const strips = routedExperts === 'none';
+    const text = this.#capture;
+    if (!strips && text === undefined) return undefined;
+    return new RoutedExpertsFilter({ strips, ...(text === undefined ? {} : { text }) });
+  }
+
   /** The client's body, save for what the gateway is told to ask for. */
   #bodyFor(
     kind: 'vllm' | 'sglang',
     { promptTokens }: FleetRequest,
-    { streams, streamOptions, hasPriority }: Inspected,
+    { streams, streamOptions, hasPriority, routedExperts }: Inspected,
     body: Buffer,
-  ): { sent: Buffer; stripsUsage: boolean } {
+  ): { sent: Buffer; stripper: EventStripper | undefined } {
     const { path } = this.#call;
     const { usageShare, enginePriority: setsPriority, queue } = this.#config;
     const isAskable = streams && streamOptions === 'none' && path !== '/v1/responses';
     const stripsUsage = isAskable && this.#parts.draw() < usageShare;
+    // vLLM says it without being asked, and SGLang only then.
+    const asksRouting = this.#capture !== undefined && kind === 'sglang' && routedExperts === 'none';
     let sent = stripsUsage ? askForUsage(body) : body;
+    if (asksRouting) sent = askForRouting(sent);
     if (setsPriority && !hasPriority) {
       const ranked = { prefillTokens: promptTokens, arrivalMs: this.#arrivalMs };
       const { agingTokensPerSecond } = queue;
@@ -250,7 +291,7 @@ class Exchange {
         enginePriority(ranked, kind, { sinceMs: this.#startMs, agingTokensPerSecond }),
       );
     }
-    return { sent, stripsUsage };
+    return { sent, stripper: stripperOf(stripsUsage, asksRouting && streams) };
   }
 
   #onFirstToken(assignment: Assignment): void {
@@ -293,6 +334,17 @@ class Exchange {
     } else if (isAnswer) fleet.reportSuccess(target);
   }
 
+  /** Behind the answer; of an attempt that failed nothing is counted. */
+  #countRouting(outcome: Outcome | undefined, { target }: Assignment): void {
+    const capture = this.#capture;
+    this.#capture = undefined;
+    if (capture === undefined) return;
+    const isAnswer = outcome?.kind === 'passed' || outcome?.kind === 'held';
+    if (isAnswer && statusOf(outcome) < ERRORS_FROM) {
+      this.#parts.routing!.count(capture, target, outcome.usage?.cachedTokens ?? 0);
+    } else capture.release();
+  }
+
   #finish(outcome: Outcome, assignment: Assignment, wanted: FleetRequest, inspected: Inspected): void {
     const { response } = this.#call;
     switch (outcome.kind) {
@@ -331,6 +383,8 @@ class Exchange {
   }
 
   #learn(usage: Usage | undefined, wanted: FleetRequest, { model, size }: Inspected): void {
+    const { promptTokens = wanted.promptTokens, cachedTokens = 0 } = usage ?? {};
+    this.#parts.metrics.computed(Math.max(0, promptTokens - cachedTokens));
     if (usage === undefined) return;
     this.#parts.tokens.learn(model, size, usage.promptTokens);
     this.#parts.metrics.counted(wanted.promptTokens, usage);
@@ -436,6 +490,16 @@ function reasonOf(outcome: Outcome): string {
 
 function isUnavailable({ status }: WholeAnswer): boolean {
   return UNAVAILABLE.includes(status);
+}
+
+function statusOf(outcome: Outcome & { kind: 'passed' | 'held' }): number {
+  return outcome.kind === 'passed' ? outcome.status : outcome.answer.status;
+}
+
+function stripperOf(usage: boolean, emptied: boolean): EventStripper | undefined {
+  if (usage && emptied) return new EventStripper((event) => stripEmptied(stripUsage(event)));
+  if (usage) return new EventStripper(stripUsage);
+  return emptied ? new EventStripper(stripEmptied) : undefined;
 }
 
 /** Success in words that no engine uses: a page of something else, or JSON that is cut off. */

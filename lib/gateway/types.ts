@@ -1,4 +1,5 @@
 /** What the parts of the gateway tell each other. Times are milliseconds, shares lie in 0…1. */
+import type { ControllerStatus } from '../controller/types.js';
 import type { DispatchReason, EngineState } from '../dispatch/types.js';
 import type { ServerKind, ServerState } from '../telemetry/types.js';
 
@@ -123,4 +124,6 @@ export interface GatewaySnapshot {
   totals: { requests: number; finished: number; failed: number; refused: number; retried: number };
   /** When the configuration in force was read, and what is wrong with a later one. */
   config: { loadedMs: number; error?: string };
+  /** Where one places experts beside the gateway. */
+  controller?: ControllerStatus;
 }

@@ -104,15 +104,18 @@ const MOST_EVENT_BYTES = 1 << 20;
 const LF = 10;
 const CR = 13;
 
-/**
- * Takes the usage out of a stream. What is no event of JSON with a `usage` at its top passes unchanged, byte for byte; an event
- * is held back until it is whole.
- */
-export class UsageStripper {
+/** Changes a stream event by event, or leaves some out; an event is held back until it is whole. */
+export class EventStripper {
+  readonly #strip: (event: Buffer) => Buffer;
   #held: Buffer = Buffer.alloc(0);
   /** Held bytes that were searched for an end of event before. */
   #searched = 0;
   #passes = false;
+
+  /** @param strip what the client gets for an event with its blank line; may be empty */
+  constructor(strip: (event: Buffer) => Buffer) {
+    this.#strip = strip;
+  }
 
   /** What the client gets for `chunk`; may be empty. */
   push(chunk: Buffer): Buffer {
@@ -123,7 +126,7 @@ export class UsageStripper {
     for (;;) {
       const end = endOfEvent(bytes, Math.max(from, this.#searched));
       if (end < 0) break;
-      out.push(stripEvent(bytes.subarray(from, end)));
+      out.push(this.#strip(bytes.subarray(from, end)));
       from = end;
       this.#searched = end;
     }
@@ -164,20 +167,41 @@ function endOfEvent(bytes: Buffer, from: number): number {
 
 const NONE = Buffer.alloc(0);
 
-/** An event with its blank line: as it is, without its usage, or nothing. */
-function stripEvent(event: Buffer): Buffer {
+/** What is no event of JSON with a `usage` at its top passes byte for byte; else the event without its usage, or nothing. */
+export function stripUsage(event: Buffer): Buffer {
   if (event.indexOf(USAGE) < 0) return event;
+  const json = jsonOf(event);
+  if (json === undefined) return event;
+  const fields = parsed(json) as EventFields | undefined;
+  if (fields?.usage === undefined) return event;
+  if (fields.usage !== null) return hasNoChoice(fields) ? NONE : event;
+  return Buffer.from(event.toString('utf8').replace(json, () => withoutNullUsage(json)));
+}
+
+/** An event without choices, usage and what else SGLang puts in one of its own is nothing: what it carried was taken out. */
+export function stripEmptied(event: Buffer): Buffer {
+  if (event.indexOf('"choices":[]') < 0) return event;
+  const json = jsonOf(event);
+  const fields = json === undefined ? undefined : (parsed(json) as EventFields | undefined);
+  if (fields === undefined || !hasNoChoice(fields)) return event;
+  return (fields.usage ?? undefined) === undefined && fields.sglext === undefined ? NONE : event;
+}
+
+interface EventFields {
+  choices?: unknown;
+  usage?: unknown;
+  sglext?: unknown;
+}
+
+function hasNoChoice({ choices }: EventFields): boolean {
+  return Array.isArray(choices) && choices.length === 0;
+}
+
+/** Undefined where the event is not one line of JSON, or holds bytes that are no UTF-8: no engine's then. */
+function jsonOf(event: Buffer): string | undefined {
   const text = event.toString('utf8');
   const data = /^data:[ ]?(\{.*\})[ \t]*(?:\r\n|\r|\n){2,}$/.exec(text);
-  // Not one line of JSON, or bytes that are no UTF-8: no engine's usage.
-  if (data === null || Buffer.byteLength(text) !== event.length) return event;
-  const fields = parsed(data[1]!) as { choices?: unknown; usage?: unknown } | undefined;
-  if (fields?.usage === undefined) return event;
-  if (fields.usage !== null) {
-    const isUsageAlone = Array.isArray(fields.choices) && fields.choices.length === 0;
-    return isUsageAlone ? NONE : event;
-  }
-  return Buffer.from(text.replace(data[1]!, () => withoutNullUsage(data[1]!)));
+  return data === null || Buffer.byteLength(text) !== event.length ? undefined : data[1]!;
 }
 
 /** The JSON of an object without its member `usage`, which is null; the rest as it stands. */
@@ -203,6 +227,11 @@ function withoutNullUsage(json: string): string {
 /** The body of a request that asks a stream for its usage: the same with one member more. */
 export function askForUsage(body: Buffer): Buffer {
   return withMember(body, '"stream_options":{"include_usage":true}');
+}
+
+/** SGLang says where a request was routed only if it asks. */
+export function askForRouting(body: Buffer): Buffer {
+  return withMember(body, '"return_routed_experts":true');
 }
 
 export function withPriority(body: Buffer, priority: number): Buffer {

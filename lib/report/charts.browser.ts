@@ -30,8 +30,8 @@ export interface Drawing {
   refresh(): void;
 }
 
-/** All of the page. */
-const drawings: Drawing[] = [];
+/** All of the page, to be done anew when the theme changes. */
+const drawings: Pick<Drawing, 'refresh'>[] = [];
 
 /** The colours are the style sheet's, so that charts follow the theme. */
 function palette(): Colours {
@@ -77,6 +77,14 @@ export function draw(element: HTMLElement, option: (colours: Colours) => echarts
   drawings.push(drawing);
   // Not only the window's size counts: what is added beside or within makes room or takes it.
   new ResizeObserver(() => chart.resize()).observe(element);
+  return drawing;
+}
+
+/** What is drawn by hand, now and again as `refresh` is called or the theme changes. */
+export function drawByHand(paint: (colours: Colours) => void): Pick<Drawing, 'refresh'> {
+  const drawing = { refresh: () => paint(palette()) };
+  drawing.refresh();
+  drawings.push(drawing);
   return drawing;
 }
 

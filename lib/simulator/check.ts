@@ -116,7 +116,7 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
     },
     engine,
     routing: checkRouting(options.routing),
-    policy: checkPolicy(options.policy),
+    policy: checkPolicy(options.policy, shape.nodes > 1 && engine.allToAll !== 'allgather-reducescatter'),
     rearrangement: checkRearrangement(options.rearrangement),
     failures: checkFailures(options.failures, shape, groups, model.experts, slotsPerGpu),
     simulatedLayers: checkLayers(options.simulatedLayers, model.moeLayers),
@@ -268,7 +268,8 @@ function checkRouting(routing: SimulatedRouting = { kind: 'generative' }): Simul
   return routing;
 }
 
-function checkPolicy(policy: SimulatedPolicy = {}): CheckedSimulation['policy'] {
+/** `affinityWins`: by what travels where; docs/MODEL.md, Feedback, has the figures. */
+function checkPolicy(policy: SimulatedPolicy = {}, affinityWins: boolean): CheckedSimulation['policy'] {
   checkKeys('options.policy', policy, [
     'dispatch',
     'queue',
@@ -280,7 +281,8 @@ function checkPolicy(policy: SimulatedPolicy = {}): CheckedSimulation['policy'] 
     'agingTokensPerSecond',
   ]);
   const { dispatch = 'gimbal', queue = 'gimbal', placement = 'gimbal', pacing } = policy;
-  const { feedback = true, affinity = false } = policy;
+  const isOurs = typeof dispatch !== 'string' || dispatch === 'gimbal';
+  const { feedback = false, affinity = isOurs && affinityWins } = policy;
   return {
     dispatch: typeof dispatch === 'string' ? oneOf('options.policy.dispatch', dispatch, POLICIES) : dispatch,
     queue: oneOf('options.policy.queue', queue, QUEUE_POLICIES),

@@ -8,7 +8,6 @@ const rival = (dispatch: NonNullable<SimulatedPolicy['dispatch']>): SimulatedPol
   dispatch,
   queue: 'fcfs',
   placement: 'eplb',
-  feedback: false,
 });
 
 export const simulatedPolicies = {
@@ -38,6 +37,5 @@ export function findPolicy(name: string): SimulatedPolicy {
     dispatch: oneOf('policy dispatch', parts[0], POLICIES),
     queue: oneOf('policy queue', parts[1], QUEUE_POLICIES),
     placement: oneOf('policy placement', parts[2], PLACEMENTS),
-    feedback: parts[0] === 'gimbal' && parts[2] === 'gimbal',
   };
 }

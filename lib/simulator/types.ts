@@ -107,9 +107,12 @@ export interface SimulatedPolicy {
    * `gimbal`.
    */
   placement?: SimulatedPlacement | PlacementPlanner;
-  /** Tell the dispatcher each engine's MoE pressure and its excess of communication, every second. Default true. */
+  /** Tell the dispatcher each engine's MoE pressure and its excess of communication, every second; it counts by `weights`. Default false. */
   feedback?: boolean;
-  /** Learn which experts tenants, or else sessions, choose, and weigh engines by it. Default false. */
+  /**
+   * Learn which experts tenants, or else sessions, choose, and weigh engines by it. Default: where it wins, over an all-to-all
+   * between several nodes, and not for rivals' dispatch.
+   */
   affinity?: boolean;
   /** Hold prefill back at the gateway, and release it so that lockstep ranks prefill together. Default: no. */
   pacing?: PacingSettings | false;

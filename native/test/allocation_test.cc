@@ -42,6 +42,7 @@ constexpr size_t kInFlight = 64;
 void work(Scheduler* scheduler, std::vector<int32_t>* open, int64_t* now_us, uint64_t* draws, int count) {
   uint64_t blocks[8];
   uint32_t cached[kEngines] = {0, 2000};
+  int32_t expert_us[kEngines] = {900, 20000};
   for (int n = 0; n < count; ++n) {
     *now_us += 1000;
     const uint64_t bits = spec::mix64(++*draws);
@@ -51,6 +52,7 @@ void work(Scheduler* scheduler, std::vector<int32_t>* open, int64_t* now_us, uin
       sample.time_us = *now_us;
       sample.waiting = static_cast<int32_t>(bits >> 16) & 7;
       scheduler->observe(sample, *now_us);
+      scheduler->set_expert_pressure({sample.engine, sample.waiting * 1000, -sample.waiting * 1000}, *now_us, *now_us);
     }
     DispatchRequest request;
     request.prompt_tokens = 1 + static_cast<int64_t>(bits % 4000);
@@ -62,6 +64,7 @@ void work(Scheduler* scheduler, std::vector<int32_t>* open, int64_t* now_us, uin
       request.prefix_count = 8;
     }
     if (bits % 13 == 0) request.cached_by_engine = cached;
+    if (bits % 17 < 5) request.expert_us = expert_us;
     const size_t at = static_cast<size_t>(n) % kInFlight;
     if ((*open)[at] >= 0) {
       if (bits % 7 != 0) scheduler->first_token((*open)[at], *now_us);
@@ -80,8 +83,9 @@ TEST_CASE("allocation: a decision makes none, whatever the policy") {
     CAPTURE(policy);
     SchedulerOptions options;
     options.policy = static_cast<DispatchPolicy>(policy);
-    options.weights = {65536, 65536, 65536, 65536, 150000, 59000, 2000, 200};
+    options.weights = {65536, 65536, 65536, 65536, 65536, 65536, 150000, 59000, 2000, 200};
     options.stale_after_us = int64_t{1} << 40;
+    options.experts_stale_after_us = 100000;
     Scheduler scheduler(options);
     EngineOptions engine;
     engine.prefill_tokens_per_second = 20000;

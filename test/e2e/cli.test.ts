@@ -216,6 +216,23 @@ describe('the demo of the gateway', () => {
   });
 });
 
+describe('the demo of the closed loop', () => {
+  it('finds a better placement by what engines say, and has it put in force', {
+    timeout: 120_000,
+  }, async () => {
+    const tsx = path.join(ROOT, 'node_modules', 'tsx', 'dist', 'cli.mjs');
+    const demo = path.join(ROOT, 'examples', 'closed-loop.ts');
+    const child = spawn(process.execPath, [tsx, demo], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const { code, stdout, stderr } = await ended(child);
+    expect(code, stderr).toBe(0);
+    expect(stdout).toMatch(/committed \S+: \d+ moves, .* gained/);
+    const [before, after] = [...stdout.matchAll(/worst layer: ([\d.]+)/g)].map(([, figure]) =>
+      Number(figure),
+    );
+    expect(after).toBeLessThan(before!);
+  });
+});
+
 describe('the demo', () => {
   it('plans, compares with EPLB, plans again on a budget and writes files', {
     timeout: 120_000,

@@ -10,7 +10,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { dashboardHtml, dashboardPolicy } from '../../lib/gateway/dashboard/html.js';
 import { PACE, TIMEOUT_MS } from '../../lib/gateway/dashboard/poller.js';
 import type { GatewaySnapshot } from '../../lib/gateway/types.js';
-import { gatewaySnapshot } from '../unit/dashboard-fixture.js';
+import { controllerStatus, gatewaySnapshot } from '../unit/dashboard-fixture.js';
 
 const CHROMIUM = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(
   existsSync,
@@ -20,6 +20,8 @@ const PHONE = { width: 390, height: 844 };
 const DESKTOP = { width: 1440, height: 900 };
 /** What the browser itself says of an answer that it does not like. */
 const BROWSER_ON_FAILURE = /Failed to load resource/;
+/** What it says of a test that looks at a picture again and again. */
+const BROWSER_ON_READING = /Multiple readback operations/;
 
 /** A gateway, as far as the page sees one. Not at the root, as behind a proxy. */
 class Gateway {
@@ -325,6 +327,111 @@ describe.skipIf(CHROMIUM === undefined)('the dashboard in a browser (needs chrom
     expect(await page.evaluate(() => 'hostile' in globalThis)).toBe(false);
     expect(complaints).toEqual([]);
     expect(gateway.strayed).toEqual([]);
+  });
+
+  describe('of a gateway with a controller', () => {
+    const tileTexts = () => page.locator('#placement .tile .value').allTextContents();
+    const words = () => text('#heat-words');
+    /** [rows][columns] Red, green and blue of the heat map's cells. */
+    const pixels = () =>
+      page.locator('canvas.heat').evaluate((canvas) => {
+        const { width, height } = canvas;
+        const { data } = canvas.getContext('2d')!.getImageData(0, 0, width, height);
+        const cell = (row: number, column: number) => [
+          ...data.slice((row * width + column) * 4, (row * width + column) * 4 + 3),
+        ];
+        return Array.from({ length: height }, (_, row) =>
+          Array.from({ length: width }, (__, column) => cell(row, column)),
+        );
+      });
+
+    it('shows load, plans and decisions, and nothing of them where there is none', async () => {
+      gateway.says(gatewaySnapshot(2));
+      await open();
+      await soon(() => names('engines')).toHaveLength(2);
+      expect(await page.locator('#placement').isHidden()).toBe(true);
+      gateway.says(gatewaySnapshot(2, 1, { controller: controllerStatus() }));
+      await nextAnswer();
+      await soon(tileTexts).toEqual(['watches', '17', '1.750', '4']);
+      expect(await page.locator('#placement').isVisible()).toBe(true);
+      expect(await words()).toBe('The most is in layer 1, GPU 2: 1.750 of the mean.');
+      // Of the scale from #dbe8fb at 0 to #0d3478 at 2, rounded.
+      const shown = await pixels();
+      expect(shown.map((row) => row.length)).toEqual([4, 4]);
+      const mix = (over: number) =>
+        [0xdb, 0xe8, 0xfb].map((low, i) => low + (over / 2) * ([0x0d, 0x34, 0x78][i]! - low));
+      for (const [layer, gpu, over] of [
+        [0, 0, 0.9],
+        [1, 2, 1.75],
+        [1, 0, 0.5],
+      ] as const) {
+        const error = shown[layer]![gpu]!.map((value, i) => Math.abs(value - mix(over)[i]!));
+        expect(Math.max(...error)).toBeLessThan(1);
+      }
+      expect(await text('#preview')).toContain('would gain 250 ms of MoE time (3.20 %)');
+      const [decided, put] = await page.locator('#plans table').all();
+      expect(await decided!.locator('tbody tr').count()).toBe(2);
+      expect(await decided!.locator('tbody tr').nth(1).textContent()).toContain('the hook timed out');
+      expect(await put!.locator('tbody th').allTextContents()).toEqual(['17', '16']);
+
+      const load = [[2.5, 0.5, 0.5, 0.5]];
+      gateway.says(
+        gatewaySnapshot(2, 2, { controller: controllerStatus({ layers: 1, imbalance: [2.5], load }) }),
+      );
+      await nextAnswer();
+      await soon(words).toBe('The most is in layer 0, GPU 0: 2.500 of the mean.');
+      expect(await pixels()).toHaveLength(1);
+      await page.locator('canvas.heat').focus();
+      await page.keyboard.press('ArrowRight');
+      await page.keyboard.press('ArrowRight');
+      expect(await words()).toBe('In layer 0, GPU 2: 0.500 of the mean.');
+      gateway.says(gatewaySnapshot(2, 3));
+      await nextAnswer();
+      await soon(() => page.locator('#placement').isHidden()).toBe(true);
+      expect(complaints.filter((line) => !BROWSER_ON_READING.test(line))).toEqual([]);
+    });
+
+    it.each(['light', 'dark'] as const)(
+      'fits a narrow phone with a large model, %s, and follows the theme',
+      async (colorScheme) => {
+        const load = Array.from({ length: 58 }, (_, layer) =>
+          Array.from({ length: 256 }, (__, gpu) => 1 + ((layer + gpu) % 7) / 10),
+        );
+        const controller = controllerStatus({ layers: 58, gpus: 256, load, planId: 'p'.repeat(60) });
+        gateway.says(gatewaySnapshot(4, 0, { controller }));
+        const narrow = { width: 360, height: 740 };
+        await open({ viewport: narrow, colorScheme });
+        await soon(() => page.locator('canvas.heat[data-drawn]').count()).toBe(1);
+        const width = () => page.locator('html').evaluate((root) => root.scrollWidth);
+        expect(await width()).toBeLessThanOrEqual(narrow.width);
+        const [[before]] = (await pixels()) as [[number[]]];
+        gateway.answer = () => {};
+        await page.locator('#theme').click();
+        await soon(async () => (await pixels())[0]![0]).not.toEqual(before);
+        expect(await width()).toBeLessThanOrEqual(narrow.width);
+        expect(complaints.filter((line) => !BROWSER_ON_READING.test(line))).toEqual([]);
+      },
+    );
+
+    it('runs nothing of what hostile plans say', async () => {
+      const HOSTILE = '<img src=x onerror="window.hostile=1">';
+      const controller = controllerStatus({ planId: HOSTILE, state: HOSTILE as never });
+      for (const one of controller.decisions)
+        Object.assign(one, {
+          detail: HOSTILE,
+          planId: HOSTILE,
+          decision: '__proto__',
+          reason: 'constructor',
+        });
+      for (const one of controller.history) one.planId = HOSTILE;
+      gateway.says(gatewaySnapshot(1, 0, { controller }));
+      await open();
+      await soon(tileTexts).toContain(HOSTILE);
+      expect(await page.locator('main :is(img, script, a, [onerror])').count()).toBe(0);
+      expect(await page.evaluate(() => 'hostile' in globalThis)).toBe(false);
+      expect(await page.locator('#plans').textContent()).toContain('__proto__');
+      expect(complaints.filter((line) => !BROWSER_ON_READING.test(line))).toEqual([]);
+    });
   });
 
   it('is under a policy that forbids scripts, styles and addresses of others', async () => {

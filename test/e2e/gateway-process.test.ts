@@ -74,7 +74,7 @@ describe('gimbal serve', () => {
     stage.onEnd(async () => void taken.close());
     const { port } = taken.address() as AddressInfo;
     const servers = ['--engines', 'http://127.0.0.1:1'];
-    const { code } = await GatewayProcess.ran(...servers, '--port', '0', '--admin-port', `${port}`);
+    const { code } = await GatewayProcess.ran('serve', ...servers, '--port', '0', '--admin-port', `${port}`);
     expect(code).toBe(6);
   });
 
@@ -82,7 +82,7 @@ describe('gimbal serve', () => {
     const servers = [{ url: 'http://127.0.0.1:1', apiKey: 's3cret' }];
     const redis = { url: 'rediss://gateway:s3cret:@s3cret@redis.internal:6379/0' };
     const file = await write('gateway.yaml', JSON.stringify({ servers, redis, apiKeys: ['s3cret'] }));
-    const { code, stdout } = await GatewayProcess.ran('--config', file, '--check');
+    const { code, stdout } = await GatewayProcess.ran('serve', '--config', file, '--check');
     expect(code).toBe(0);
     expect(stdout).not.toContain('s3cret');
     expect(JSON.parse(stdout).redis.url).toBe('rediss://gateway:…@redis.internal:6379/0');

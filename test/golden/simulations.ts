@@ -17,7 +17,7 @@ export type PinnedFigures = Record<string, Record<string, number>>;
 
 const chat = (requests: number, requestsPerSecond: number) =>
   syntheticTrace({ shape: 'two-end', requests, requestsPerSecond, seed: 1 });
-const VLLM = { dispatch: 'vllm', queue: 'fcfs', placement: 'eplb', feedback: false } as const;
+const VLLM = { dispatch: 'vllm', queue: 'fcfs', placement: 'eplb' } as const;
 
 const CASES: Record<string, SimulationOptions> = {
   'gimbal on 4 H100': {

@@ -1,5 +1,6 @@
 /** An engine between two restarts: its ranks, what steps them, and its own rule for requests without a pin. */
 import { DEFAULT_TIMING, Pump, Rank, type Sequence, type Timing } from './rank.js';
+import type { StandInRouting } from './routing.js';
 import type { Kind } from './wire.js';
 
 export interface EngineOptions {
@@ -16,6 +17,8 @@ export interface EngineOptions {
   prefixCache?: boolean;
   /** Of the answers' texts. */
   seed?: number;
+  /** As with the engines' `--enable-return-routed-experts`. */
+  routing?: StandInRouting;
 }
 
 /** vLLM's balancer sees counts this old, and adds what it has sent since. */
@@ -29,6 +32,7 @@ export class Engine {
   readonly timing: Timing;
   readonly prefixCache: boolean;
   readonly ranks: readonly Rank[];
+  readonly routing: StandInRouting | undefined;
   /** [ranks] The same one for all in lockstep. */
   readonly #pumps: readonly Pump[];
   /** [ranks] */
@@ -46,6 +50,7 @@ export class Engine {
     this.seed = seed;
     this.timing = timing;
     this.prefixCache = prefixCache;
+    this.routing = options.routing;
     this.ranks = Array.from({ length: ranks }, () => new Rank({ timing, order, prefixCache }));
     const together = new Pump(this.ranks, timing.timeScale);
     this.#pumps = this.ranks.map((rank) =>

@@ -4,6 +4,7 @@ import type http from 'node:http';
 import type { Engine } from './engine.js';
 import type { Outlet } from './faults.js';
 import { blockNames, Sequence } from './rank.js';
+import { routedText } from './routing.js';
 import { answerPieces, type Fields, type Prompt, promptsOf } from './text.js';
 import { answerTo, embeddingsDocument, type Question, type Usage } from './wire.js';
 
@@ -66,12 +67,27 @@ export function exchange(engine: Engine, asked: Asked, outlet: Outlet, notes: No
     prompts,
     choices: prompts.length * n,
     finishReason: askedTokens(body) === undefined ? 'stop' : 'length',
+    ...routingOf(engine, body, rank, (choice) => prompts[Math.floor(choice / n)]!.tokens + outputTokens - 1),
   };
   const run = { engine, rank, question, path, outputTokens, n, outlet, notes };
   const sequences = outputTokens === 0 ? embed(run) : generate(run);
   engine.submit(rank, sequences);
   return () => {
     for (const sequence of sequences) engine.ranks[rank]!.abort(sequence);
+  };
+}
+
+/** What the engine will say of it; a token that was only just made has not been routed. */
+function routingOf(
+  { kind, routing }: Engine,
+  body: Fields,
+  rank: number,
+  tokensOf: (choice: number) => number,
+): Partial<Question> {
+  if (routing === undefined || (kind === 'sglang' && body.return_routed_experts !== true)) return {};
+  return {
+    routed: (choice) => routedText(routing, kind, rank, tokensOf(choice)),
+    routedInStreams: routing.inStreams === true,
   };
 }
 

@@ -27,6 +27,10 @@ export interface Question {
   /** Over all prompts. */
   choices: number;
   finishReason: FinishReason;
+  /** `routed_experts` of a choice; undefined where the engine does not say. */
+  routed?(choice: number): string;
+  /** Whether streams say it too. */
+  routedInStreams?: boolean;
 }
 
 /** Events are whole blocks of text, with the empty line at their end. */
@@ -81,11 +85,13 @@ function chatAnswer(question: Question): Answer {
     accepted: () => [],
     opened: () => all.map((n) => chunk(n, { role: 'assistant', content: '' }, null, vllm ? {} : ended)),
     token: (n, content, last) => {
-      if (vllm && last) return [chunk(n, said(content), finishReason, { ...ended, ...tokenIds })];
+      const routed = question.routedInStreams ? routedOf(question, n) : {};
+      if (vllm && last) return [chunk(n, said(content), finishReason, { ...ended, ...tokenIds, ...routed })];
       return [chunk(n, said(content), null, vllm ? tokenIds : ended)];
     },
     closed: (_, usage) => [
       ...(vllm ? [] : all.map((n) => chunk(n, said(null), finishReason, ended))),
+      ...sglextEvents(question, head),
       ...usageEvents(question, head, usage),
       DONE,
     ],
@@ -103,8 +109,10 @@ function chatAnswer(question: Question): Answer {
         logprobs: null,
         finish_reason: finishReason,
         ...ended,
+        ...routedOf(question, index),
       })),
       usage: usageOf(kind, usage),
+      ...sglextOf(question),
     }),
   };
 }
@@ -128,15 +136,30 @@ function completionAnswer(question: Question): Answer {
     token: (n, text, last) => [chunk(n, text, kind === 'vllm' && last ? finishReason : null)],
     closed: (_, usage) => [
       ...(kind === 'vllm' ? [] : all.map((n) => chunk(n, '', finishReason))),
+      ...sglextEvents(question, head),
       ...usageEvents(question, head, usage),
       DONE,
     ],
     whole: (texts, usage) => ({
       ...head,
-      choices: texts.map((text, n) => choice(n, text, finishReason)),
+      choices: texts.map((text, n) => ({ ...choice(n, text, finishReason), ...routedOf(question, n) })),
       usage: usageOf(kind, usage),
+      ...sglextOf(question),
     }),
   };
+}
+
+function routedOf({ kind, routed }: Question, choice: number): Fields {
+  return kind === 'vllm' && routed !== undefined ? { routed_experts: routed(choice) } : {};
+}
+
+function sglextOf({ kind, routed }: Question): Fields {
+  return kind === 'sglang' && routed !== undefined ? { sglext: { routed_experts: routed(0) } } : {};
+}
+
+function sglextEvents(question: Question, head: Fields): string[] {
+  const extension = sglextOf(question);
+  return 'sglext' in extension ? [data({ ...head, choices: [], usage: null, ...extension })] : [];
 }
 
 function headOf({ id, createdSeconds, model }: Question, object: string): Fields {

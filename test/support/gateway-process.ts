@@ -1,4 +1,4 @@
-/** `gimbal serve` in a process of its own, from its file to its exit code. */
+/** `gimbal serve`, or `gimbal run`, in a process of its own, from its file to its exit code. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
@@ -18,8 +18,9 @@ export class GatewayProcess {
     this.#log = log;
   }
 
-  static async start(configFile: string): Promise<GatewayProcess> {
-    const child = spawn(process.execPath, ['--import', 'tsx', MAIN, 'serve', '--config', configFile]);
+  static async start(configFile: string, command = 'serve', ...more: string[]): Promise<GatewayProcess> {
+    const words = [command, '--config', configFile, ...more];
+    const child = spawn(process.execPath, ['--import', 'tsx', MAIN, ...words]);
     const log = { text: '' };
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
       log.text += text;
@@ -34,7 +35,7 @@ export class GatewayProcess {
 
   /** One that says what it has to say and ends, within ten seconds. */
   static async ran(...words: string[]): Promise<{ code: number | null; stdout: string }> {
-    const child = spawn(process.execPath, ['--import', 'tsx', MAIN, 'serve', ...words], { timeout: 10_000 });
+    const child = spawn(process.execPath, ['--import', 'tsx', MAIN, ...words], { timeout: 10_000 });
     let stdout = '';
     child.stderr.resume();
     child.stdout.setEncoding('utf8').on('data', (text: string) => {

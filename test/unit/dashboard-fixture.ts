@@ -1,4 +1,5 @@
 /** Snapshots of a gateway for the dashboard's tests. */
+import type { ControllerStatus } from '../../lib/controller/types.js';
 import type { EngineSnapshot, GatewaySnapshot } from '../../lib/gateway/types.js';
 
 /** Figures that differ from engine to engine and from term to term, so that one shown for another is seen. */
@@ -58,6 +59,51 @@ export function gatewaySnapshot(
     outputTokensPerSecond: 4321,
     totals: { requests: 54_321, finished: 54_300, failed: 2, refused: 5, retried: 9 },
     config: { loadedMs: 1_700_000_000_000 - 600_000 },
+    ...changed,
+  };
+}
+
+/** A controller whose worst cell is layer 1, GPU 2. */
+export function controllerStatus(changed: Partial<ControllerStatus> = {}): ControllerStatus {
+  const atMs = 1_700_000_000_000 - 90_000;
+  return {
+    state: 'watching',
+    shadow: false,
+    planId: '17',
+    planAgeMs: 3_700_000,
+    deadGpus: [],
+    layers: 2,
+    gpus: 4,
+    slotsPerGpu: 3,
+    failures: 0,
+    imbalance: [1.1, 1.75],
+    load: [
+      [0.9, 1, 1, 1.1],
+      [0.5, 1, 1.75, 0.75],
+    ],
+    preview: { gainMs: 250, gainShare: 0.032, costMs: 900, migrations: 5, reason: 'cost-above-gain' },
+    decisions: [
+      {
+        atMs,
+        decision: 'kept',
+        reason: 'cost-above-gain',
+        gainMs: 250,
+        costMs: 900,
+        gainShare: 0.032,
+        migrations: 5,
+      },
+      {
+        atMs: atMs - 60_000,
+        decision: 'failed',
+        reason: 'error',
+        detail: 'the hook timed out',
+        planId: '17',
+      },
+    ],
+    history: [
+      { planId: '17', atMs: atMs - 3_610_000, migrations: 40, gainShare: 0.21 },
+      { planId: '16', atMs: atMs - 7_200_000, migrations: 64, gainShare: 0.18 },
+    ],
     ...changed,
   };
 }

@@ -7,18 +7,25 @@ import { PACE, Poller, TIMEOUT_MS } from '../../lib/gateway/dashboard/poller.js'
 import { readSnapshot } from '../../lib/gateway/dashboard/snapshot.js';
 import {
   changes,
+  controllerTiles,
+  DECISION_COLUMNS,
+  DECISION_TIME,
+  dated,
   ENGINE_COLUMNS,
   formatDuration,
   headLine,
   label,
+  loadWords,
   notices,
+  PLAN_COLUMNS,
+  previewWords,
   SERVER_COLUMNS,
   tiles,
   type Words,
 } from '../../lib/gateway/dashboard/words.js';
 import type { EngineSnapshot, GatewaySnapshot, ServerSnapshot } from '../../lib/gateway/types.js';
 import { shortCount } from '../../lib/report/format.js';
-import { engineSnapshot, gatewaySnapshot } from './dashboard-fixture.js';
+import { controllerStatus, engineSnapshot, gatewaySnapshot } from './dashboard-fixture.js';
 
 type Json = { [key: string]: unknown };
 
@@ -74,6 +81,29 @@ describe('readSnapshot', () => {
       }
     }
     expect(tried).toBeGreaterThan(120);
+  });
+
+  it('takes a controller, or none, and names what is wrong with it', () => {
+    const controller = controllerStatus();
+    expect(readSnapshot(wire({ controller })).controller).toEqual(controller);
+    const { preview: _, ...without } = controller;
+    expect(readSnapshot(wire({ controller: without })).controller?.preview).toBeUndefined();
+    const wrong: [string, object][] = [
+      ['state', { state: 1 }],
+      ['shadow', { shadow: 'no' }],
+      ['deadGpus[0]', { deadGpus: [null] }],
+      ['imbalance', { imbalance: {} }],
+      ['load', { load: 1 }],
+      ['load[1]', { load: [[1], 2] }],
+      ['load[0][1]', { load: [[1, '<b>']] }],
+      ['decisions[0].reason', { decisions: [{ atMs: 1, decision: 'kept' }] }],
+      ['history[0].planId', { history: [{}] }],
+      ['preview.gainMs', { preview: {} }],
+    ];
+    for (const [field, changed] of wrong) {
+      const answer = { ...wire(), controller: { ...controller, ...changed } };
+      expect(() => readSnapshot(answer), field).toThrow(`state.controller.${field}: `);
+    }
   });
 
   it('refuses what is no state at all', () => {
@@ -373,6 +403,43 @@ describe('words', () => {
       'for 12 s',
       'HTTP 500',
     ]);
+  });
+
+  it('says what a controller does, and why', () => {
+    const status = controllerStatus();
+    expect(
+      controllerTiles(status).map(({ label, text, detail, alert }) => [label, text, detail, alert === true]),
+    ).toEqual([
+      ['Controller', 'watches', 'it may rearrange', false],
+      ['Plan in force', '17', 'for 1 h 1 min', false],
+      ['Imbalance, worst layer', '1.750', '1.425 in the mean of the layers', false],
+      ['GPUs', '4', '3 slots, 2 layers', false],
+    ]);
+    const ill = controllerTiles(
+      controllerStatus({ state: 'rolling-back', shadow: true, deadGpus: [1, 3], imbalance: [] }),
+    );
+    expect(ill.map(({ text, detail, alert }) => [text, detail, alert === true])).toEqual([
+      ['rolls back', 'shadow: it only reports', true],
+      ['17', 'for 1 h 1 min', false],
+      [undefined, 'nothing observed', false],
+      ['4', 'dead: 1, 3', true],
+    ]);
+    const [failing] = controllerTiles(controllerStatus({ failures: 2 }));
+    expect(failing).toMatchObject({ detail: '2 failures in a row', alert: true });
+    expect(previewWords(status)).toBe(
+      'The next plan would gain 250 ms of MoE time (3.20 %) over the horizon for 5 moves that cost 900 ms. Not put in force: moving costs more than it gains.',
+    );
+    const { preview: _, ...without } = status;
+    expect(previewWords({ ...without, decisions: [] })).toBe('No look yet.');
+    expect(previewWords(without)).toBe('No further plan: moving costs more than it gains.');
+    const [kept, failed] = dated(status.decisions, 1_700_000_000_000);
+    const cells = (row: NonNullable<typeof kept>) => DECISION_COLUMNS.map(({ cell }) => cell(row).text);
+    expect(cells(kept!)).toEqual(['kept', undefined, '3.20 %', '5', 'moving costs more than it gains']);
+    expect(cells(failed!)).toEqual(['failed', '17', undefined, undefined, 'an error: the hook timed out']);
+    expect(DECISION_TIME.cell(failed!).text).toBe('2 min 30 s ago');
+    const [plan] = dated(status.history, 1_700_000_000_000);
+    expect(PLAN_COLUMNS.map(({ cell }) => cell(plan!).text)).toEqual(['1 h 1 min ago', '40', '21.0 %']);
+    expect(loadWords(1, 2, 1.75)).toBe('layer 1, GPU 2: 1.750 of the mean');
   });
 
   it('tells which engines came, went and turned', () => {

@@ -14,6 +14,7 @@ import { Writable } from 'node:stream';
 import { promisify } from 'node:util';
 import nodeGypBuild from 'node-gyp-build';
 import { pino } from 'pino';
+import { Registry } from 'prom-client';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
@@ -21,11 +22,16 @@ import { z } from 'zod';
 import { BENCHES } from '../../bench/benches.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
+import { DECISION_DEFAULTS } from '../../lib/controller/decide.js';
+import { ControllerMetrics } from '../../lib/controller/metrics.js';
+import { PLACEMENT_PATHS, PlacementService } from '../../lib/controller/placement-service.js';
+import { checkRunOptions, controllerSchema, modelOf } from '../../lib/controller/run-config.js';
 import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
 import { Fleet } from '../../lib/gateway/fleet.js';
 import { GatewayMetrics } from '../../lib/gateway/metrics.js';
+import type { RoutingSampler } from '../../lib/gateway/routing/sampler.js';
 import type { SharedLedger } from '../../lib/gateway/shared-ledger.js';
-import { type Effort, evaluatePlacements, planPlacement } from '../../lib/index.js';
+import { type Effort, evaluatePlacements, planPlacement, type RoutingStatistics } from '../../lib/index.js';
 import { makeProblem, SMALL } from '../support/problems.js';
 import { npy } from './cli-fixture.js';
 
@@ -251,13 +257,23 @@ describe('commands', () => {
   const FOREIGN: Record<string, string[]> = {
     npm: ['--ignore-scripts'],
     Node: ['--max-semi-space-size'],
-    vLLM: ['--data-parallel-size', '--scheduling-policy', '--kv-events-config'],
+    vLLM: [
+      '--data-parallel-size',
+      '--enable-return-routed-experts',
+      '--scheduling-policy',
+      '--kv-events-config',
+      '--enable-expert-parallel',
+      '--enable-eplb',
+      '--eplb-config',
+    ],
     SGLang: [
       '--init-expert-location',
       '--ep-num-redundant-experts',
       '--ep-dispatch-algorithm',
       '--moe-a2a-backend',
       '--nnodes',
+      '--model-path',
+      '--expert-distribution-recorder-mode',
       '--enable-priority-scheduling',
     ],
     'vLLM-Ascend': ['--additional-config'],
@@ -345,6 +361,24 @@ describe('commands', () => {
     }
   });
 
+  it('have no key of `gimbal run` that docs/CLI.md leaves out', () => {
+    const { properties = {} } = z.toJSONSchema(controllerSchema, { io: 'input', unrepresentable: 'any' });
+    const section = read('docs/CLI.md').split('## `gimbal run`')[1]!.split('\n## ')[0]!;
+    expect(Object.keys(properties).length).toBeGreaterThan(15);
+    for (const [key, value] of Object.entries(properties)) {
+      expect(section, key).toContain(`\`${key}\``);
+      for (const inner of Object.keys((value as { properties?: object }).properties ?? {})) {
+        // Those of planPlacement are told there.
+        if (key !== 'weights') expect(section, `${key}.${inner}`).toContain(inner);
+      }
+    }
+  });
+
+  it('have an example of `gimbal run` that can be taken', () => {
+    const [, example] = /```yaml\n(servers:[^`]*controller:[^`]*)```/.exec(read('docs/CLI.md'))!;
+    expect(modelOf(checkRunOptions(parse(example!)))).toMatchObject({ layers: 58, sources: 16, gpus: 16 });
+  });
+
   it('have no option that docs/CLI.md leaves out', () => {
     const page = read('docs/CLI.md');
     const told = ['--help', '--version', ...page.match(/--[a-z][a-z-]*/g)!];
@@ -395,12 +429,15 @@ describe('docs/API.md', () => {
     ['lib/advice/types.ts', 'RedundancyAdvice'],
     ['lib/dispatch/types.ts', 'ScoreOptions'],
     ['lib/dispatch/types.ts', 'Scores'],
+    ['lib/controller/types.ts', 'ControllerOptions'],
+    ['lib/controller/types.ts', 'MigrationCosts'],
     ['lib/statistics/types.ts', 'RoutingObservation'],
     ['lib/statistics/types.ts', 'SummedCounts'],
     ['lib/statistics/types.ts', 'RoutingConfidence'],
     ['lib/statistics/types.ts', 'DriftOptions'],
     ['lib/statistics/types.ts', 'Drift'],
     ['lib/statistics/types.ts', 'LayerDrift'],
+    ['lib/controller/placement-service.ts', 'PlacementServiceOptions'],
   ])('names the fields of %s, %s', (file, name) => {
     expect(unnamed(fieldsOf(file, name))).toEqual([]);
   });
@@ -529,6 +566,7 @@ describe('docs/GATEWAY.md', () => {
     });
     metrics.watch(fleet);
     metrics.watchLedger({ status: {} } as SharedLedger);
+    metrics.watchRouting({} as RoutingStatistics, {} as RoutingSampler);
     const names = metrics.registry.getMetricsAsArray().map(({ name }) => name);
     const own = names.filter((name) => name.startsWith('gimbal_'));
     expect(own.length).toBeGreaterThan(15);
@@ -541,5 +579,44 @@ describe('docs/GATEWAY.md', () => {
     });
     expect(shown.length).toBeGreaterThan(2);
     for (const { code } of shown) checkGatewayOptions(parse(code));
+  });
+});
+
+describe('docs/ENGINES.md', () => {
+  const page = () => read('docs/ENGINES.md');
+
+  it('names every series of the placement service', () => {
+    const names = new PlacementService().registry.getMetricsAsArray().map(({ name }) => name);
+    expect(names.length).toBeGreaterThan(4);
+    for (const name of names) expect(page(), name).toContain(`\`${name}\``);
+  });
+
+  it('names every variable that the policy reads, and every path of the service', () => {
+    const variables = read('integrations/vllm/gimbal_vllm/plugin.py').match(/GIMBAL_[A-Z_]+/g)!;
+    expect(new Set(variables).size).toBeGreaterThan(3);
+    for (const name of [...variables, ...PLACEMENT_PATHS]) expect(page(), name).toContain(name);
+  });
+});
+
+describe('docs/CONTROLLER.md', () => {
+  const page = () => read('docs/CONTROLLER.md');
+
+  it('names every series of the controller, and none besides', () => {
+    const registry = new Registry();
+    new ControllerMetrics(registry, {
+      status: () => undefined as never,
+      statistics: () => undefined as never,
+    });
+    const names = registry.getMetricsAsArray().map(({ name }) => name);
+    expect(names.length).toBeGreaterThan(12);
+    const told = [...page().matchAll(/`(gimbal_controller_[a-z_]+)`/g)].map(([, name]) => name!);
+    expect([...new Set(told)].sort()).toEqual([...names].sort());
+  });
+
+  it('names every reason and every rule', () => {
+    const reasons = /type DecisionReason =([^;]*);/.exec(read('lib/controller/decide.ts'))![1]!;
+    const names = [...reasons.matchAll(/'([a-z-]+)'/g)].map(([, name]) => name!);
+    expect(names.length).toBeGreaterThan(10);
+    for (const name of [...names, ...Object.keys(DECISION_DEFAULTS)]) expect(page(), name).toContain(name);
   });
 });

@@ -42,10 +42,11 @@ describe('expert fingerprints', () => {
     expect([...fingerprints.expertMs('a', 1000)!]).toEqual([2.4, 2.4]);
     fingerprints.observe('b', choosing([0, 3], 8));
     fingerprints.observe('b', choosing([0, 1], 8));
+    // Of 64 pairs 16 went to expert 3 and 48 near engine 0: a quarter and three quarters.
+    expect([...fingerprints.expertMs('b', 1000)!]).toEqual([1.4, 3.4]);
     fingerprints.place(SWAPPED);
     const into = new Float64Array(2);
     expect(fingerprints.expertMs('b', 1000, into)).toBe(into);
-    // Of 64 pairs, 8 of each 16 tokens' 4 went to expert 3: a quarter is near engine 0 now.
     expect([...into]).toEqual([3.4, 1.4]);
     fingerprints.forget('b');
     expect(fingerprints.expertMs('b', 1000)).toBeUndefined();

@@ -114,6 +114,7 @@ function two(waitingTokens: [number, number], options: Partial<SchedulerOptions>
     staleAfterMs: 1e6,
     clock: () => clock.nowMs,
     ...options,
+    weights: { moe: 1, ...options.weights },
   });
   const sample = (engine: number, more: Partial<EngineSample> = {}): EngineSample => ({
     engine,
@@ -135,6 +136,10 @@ function two(waitingTokens: [number, number], options: Partial<SchedulerOptions>
 
 describe('a scheduler that is told expert pressure', () => {
   it('weighs a prefill by it, by communication where that has a weight, and keeps it beside samples', () => {
+    const untold = new Scheduler({ engines: 1 });
+    untold.dispatch({ id: 'x', promptTokens: 100 });
+    untold.setExpertPressure([{ engine: 0, moePressure: 1, commExcess: 1 }]);
+    expect(untold.pressureOf(0).moeMs, 'it has no weight by default').toBe(0);
     const { scheduler, sample, pick } = two([0, 30]);
     expect(pick({})).toBe(0);
     scheduler.setExpertPressure([{ engine: 0, moePressure: 0.4 }]);
@@ -144,7 +149,7 @@ describe('a scheduler that is told expert pressure', () => {
     scheduler.observe([sample(0, { moePressure: 0 })]);
     expect(pick({}), 'nor does one that does').toBe(1);
     scheduler.setExpertPressure([{ engine: 0, moePressure: 0, commExcess: 0.4 }]);
-    expect(pick({}), 'communication has no weight by default').toBe(0);
+    expect(pick({}), 'nor has communication').toBe(0);
     const weighed = two([0, 30], { weights: { comm: 1 } });
     weighed.scheduler.setExpertPressure([{ engine: 0, moePressure: 0, commExcess: 0.4 }]);
     expect(weighed.pick({})).toBe(1);

@@ -291,6 +291,23 @@ describe('what other gateways send', () => {
   });
 });
 
+describe('what the placement side tells', () => {
+  it('reaches the engines by their names, and nobody where a name is not known', async () => {
+    const fleet = fleetOf({ weights: { moe: 1 } });
+    fleet.setExpertPressure(
+      new Map([
+        [`${B}#0`, { moePressure: 1 }],
+        ['http://127.0.0.1:3#0', { moePressure: 2 }],
+      ]),
+    );
+    const sent = await fleet.acquire(request());
+    const [a, b] = fleet.engineSnapshots();
+    expect([a!.name, a!.moeMs]).toEqual([`${A}#0`, 0]);
+    expect(b!.moeMs).toBeGreaterThan(0);
+    sent.finished();
+  });
+});
+
 describe('a reload', () => {
   it('sends nothing to a server that has left, and forgets it with its last request', async () => {
     const fleet = fleetOf();

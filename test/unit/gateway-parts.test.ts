@@ -19,7 +19,14 @@ import { GatewayMetrics } from '../../lib/gateway/metrics.js';
 import { MinuteSum } from '../../lib/gateway/minute.js';
 import { NOTHING, TokenEstimator } from '../../lib/gateway/tokens.js';
 import type { FleetEngine } from '../../lib/gateway/types.js';
-import { AnswerTail, askForUsage, UsageStripper, usageOf, withPriority } from '../../lib/gateway/usage.js';
+import {
+  AnswerTail,
+  askForUsage,
+  EventStripper,
+  stripUsage,
+  usageOf,
+  withPriority,
+} from '../../lib/gateway/usage.js';
 
 const folder = mkdtempSync(path.join(tmpdir(), 'gimbal-gateway-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -350,7 +357,7 @@ describe('usage in answers', () => {
 
 describe('a stream that the gateway asked for its usage', () => {
   const strip = (text: string, cuts: readonly number[]) => {
-    const stripper = new UsageStripper();
+    const stripper = new EventStripper(stripUsage);
     const bytes = Buffer.from(text);
     const places = [0, ...cuts.map((cut) => cut % (bytes.length + 1)).sort((a, b) => a - b), bytes.length];
     const out: Buffer[] = [];

@@ -120,7 +120,7 @@ function drawScheduler(random: Random, stage: 'filter' | 'score' | 'none') {
 
 describe('scores', () => {
   it('are the time that each request would wait on each engine', async () => {
-    const scheduler = idle(3);
+    const scheduler = idle(3, { weights: { moe: 1 } });
     scheduler.observe([
       sample(0, { waiting: 1, waitingPrefillTokens: 500 }),
       sample(2, { moePressure: 0.5 }),

@@ -28,7 +28,7 @@ const CASES: [name: string, options: Partial<SimulationOptions>, prefixes: boole
     { rearrangement: { everySteps: 200, windowSteps: 50, redundantExperts: 4 } },
     false,
   ],
-  ['rivals', { policy: { dispatch: 'vllm', queue: 'fcfs', placement: 'static', feedback: false } }, false],
+  ['rivals', { policy: { dispatch: 'vllm', queue: 'fcfs', placement: 'static' } }, false],
   ['drifting experts', { routing: { kind: 'generative', halfLifeMs: 100 } }, false],
 ];
 

@@ -1,10 +1,11 @@
 /** What the simulated dispatcher is told, through stages of one's own; and what pacing holds back. */
 import { describe, expect, it } from 'vitest';
 import type { Candidate } from '../../lib/index.js';
+import { checkSimulation } from '../../lib/simulator/check.js';
 import type { ServedModel } from '../../lib/simulator/hardware.js';
 import { Routing } from '../../lib/simulator/routing.js';
 import { simulate } from '../../lib/simulator/simulate.js';
-import type { SimulatedPolicy } from '../../lib/simulator/types.js';
+import type { SimulatedPolicy, SimulationOptions } from '../../lib/simulator/types.js';
 import { BASE, randomTrace } from './simulator-fixture.js';
 
 const trace = randomTrace({ count: 150, gapMs: 4, seed: 12 });
@@ -39,8 +40,10 @@ describe('the dispatcher', () => {
     // It is told every second, and there is nothing to tell in the first.
     const long = trace.map((request) => ({ ...request, arrivalMs: 5 * request.arrivalMs }));
     const later = (all: Candidate[]) => all.slice(-100).map(({ moeMs }) => moeMs);
-    expect(later(await seen({ feedback: true }, {}, long)).every((moeMs) => moeMs !== 0)).toBe(true);
-    expect(later(await seen({ feedback: false }, {}, long)).every((moeMs) => moeMs === 0)).toBe(true);
+    expect(
+      later(await seen({ feedback: true, weights: { moe: 1 } }, {}, long)).every((moeMs) => moeMs !== 0),
+    ).toBe(true);
+    expect(later(await seen({ weights: { moe: 1 } }, {}, long)).every((moeMs) => moeMs === 0)).toBe(true);
   });
 
   it('is told first tokens, so that prefill does not stay in its ledger', async () => {
@@ -103,7 +106,7 @@ describe('affinity', () => {
       routing,
       engine: { ...BASE.engine, allToAll: 'a2a-pairs' },
       rearrangement: { initial },
-      policy: { placement: 'static', feedback: false, affinity },
+      policy: { placement: 'static', affinity },
       seed: 1,
     });
     const late = [...requests.entries()].slice(200);
@@ -113,5 +116,23 @@ describe('affinity', () => {
   it('sends a tenant where its experts are, once it has learned them', async () => {
     expect(await shareOfNear(false)).toBeLessThan(0.65);
     expect(await shareOfNear(true)).toBeGreaterThan(0.75);
+  });
+
+  it('is on by default over an all-to-all between nodes, and for no rival', async () => {
+    const told = (options: Partial<SimulationOptions>, policy: SimulatedPolicy = {}) => {
+      const { policy: checked } = checkSimulation({
+        ...BASE,
+        trace,
+        ...options,
+        policy: { placement: 'static', ...policy },
+      });
+      return checked.affinity;
+    };
+    const pairs = { ...BASE.engine, allToAll: 'a2a-dedup' } as const;
+    expect(told({ nodes: 2, engine: pairs })).toBe(true);
+    expect(told({ nodes: 2, engine: pairs }, { affinity: false })).toBe(false);
+    expect(told({ nodes: 2, engine: pairs }, { dispatch: 'vllm' })).toBe(false);
+    expect(told({ engine: pairs })).toBe(false);
+    expect(told({ nodes: 2 })).toBe(false);
   });
 });

@@ -12,7 +12,7 @@ const ONE_BY_ONE: Omit<SimulationOptions, 'trace'> = {
   dp: 1,
   engine: { maxNumSeqs: 1, maxNumBatchedTokens: 4096, kvBlocks: 1000, requestMs: 0, asyncScheduling: false },
   routing: { kind: 'uniform' },
-  policy: { queue: 'fcfs', placement: 'static', feedback: false },
+  policy: { queue: 'fcfs', placement: 'static' },
 };
 
 describe('queueing theory', () => {

@@ -8,15 +8,15 @@ export const GAP_MS = 5000;
 /** A figure at a time before the last snapshot; null where it is not known, which breaks the line. */
 export type Point = [agoMs: number, value: number | null];
 
-/** What is kept of a snapshot: three hundred of them with all engines would be many. */
-export type Moment = Omit<GatewaySnapshot, 'engines' | 'servers'>;
+/** What is kept of a snapshot: three hundred of them with all engines and experts would be many. */
+export type Moment = Omit<GatewaySnapshot, 'engines' | 'servers' | 'controller'>;
 export type Figure = (moment: Moment) => number | undefined;
 
 export class History {
   /** In the order of their times, none older than `HISTORY_MS` before the last. */
   #moments: Moment[] = [];
 
-  add({ engines: _, servers: __, ...moment }: GatewaySnapshot): void {
+  add({ engines: _, servers: __, controller: ___, ...moment }: GatewaySnapshot): void {
     const last = this.#moments.at(-1);
     // A clock that was set back, or another gateway behind the same name: what was before has no place on this axis.
     if (last !== undefined && moment.timeMs < last.timeMs) this.#moments = [];

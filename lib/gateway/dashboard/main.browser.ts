@@ -62,11 +62,17 @@ function show(snapshot: GatewaySnapshot): void {
   for (const update of updates) update({ snapshot, history });
 }
 
-function mount({ id, title, build }: Panel): (view: View) => void {
+function mount({ id, title, build, isShown }: Panel): (view: View) => void {
   const body = element('div');
   const heading = element('h2', { id: `${id}-title` }, title);
-  byId('panels').append(element('section', { id, 'aria-labelledby': heading.id }, heading, body));
-  return build(body);
+  const section = element('section', { id, 'aria-labelledby': heading.id }, heading, body);
+  byId('panels').append(section);
+  const update = build(body);
+  if (isShown === undefined) return update;
+  return (view) => {
+    section.hidden = !isShown(view.snapshot);
+    if (!section.hidden) update(view);
+  };
 }
 
 /** For screen readers; what is seen is seen in the tables. */

@@ -2,15 +2,24 @@
  * The panels of the page, in order. Each builds its elements once and brings them up to date with every snapshot; a further
  * panel is one more entry of the list.
  */
+import type { DecisionRecord } from '../../controller/types.js';
 import { formatCount, formatNumber, formatShare, formatTick } from '../../report/format.js';
 import type { EngineSnapshot, GatewaySnapshot } from '../types.js';
 import { type BarsOptions, engineBars, type LinesOptions, timeLines } from './charts.browser.js';
 import { element, legend, scroller, setText, setWords, table } from './elements.browser.js';
+import { heatMap } from './heat.browser.js';
 import type { History } from './history.js';
 import {
+  controllerTiles,
+  DECISION_COLUMNS,
+  DECISION_TIME,
+  dated,
   ENGINE_COLUMNS,
   ENGINE_NAME,
   formatMs,
+  PLAN_COLUMNS,
+  PLAN_NAME,
+  previewWords,
   SERVER_COLUMNS,
   SERVER_NAME,
   type Tile,
@@ -27,6 +36,8 @@ export interface Panel {
   title: string;
   /** Fills the body, which is on the page already, and returns what brings it up to date. */
   build(body: HTMLElement): (view: View) => void;
+  /** Default: always. */
+  isShown?(snapshot: GatewaySnapshot): boolean;
 }
 
 export const PANELS: readonly Panel[] = [
@@ -35,6 +46,12 @@ export const PANELS: readonly Panel[] = [
   { id: 'load', title: 'Load by engine', build: load },
   { id: 'engines', title: 'Engines', build: engines },
   { id: 'servers', title: 'Servers', build: servers },
+  {
+    id: 'placement',
+    title: 'Expert placement',
+    build: placement,
+    isShown: ({ controller }) => controller !== undefined,
+  },
 ];
 
 interface ChartFrame {
@@ -100,11 +117,16 @@ const LINES: readonly (ChartFrame & LinesOptions)[] = [
 ];
 
 function summary(body: HTMLElement): (view: View) => void {
+  const show = tileBox(body);
+  return ({ snapshot }) => show(tiles(snapshot));
+}
+
+function tileBox(body: HTMLElement): (tiles: readonly Tile[]) => void {
   const box = element('div', { class: 'tiles' });
   body.append(box);
   const shown = new Map<string, (tile: Tile) => void>();
-  return ({ snapshot }) => {
-    for (const tile of tiles(snapshot)) {
+  return (next) => {
+    for (const tile of next) {
       const update = shown.get(tile.label) ?? tileIn(box, tile.label);
       shown.set(tile.label, update);
       update(tile);
@@ -172,4 +194,30 @@ function servers(body: HTMLElement): (view: View) => void {
   const shown = table('Servers', SERVER_NAME, SERVER_COLUMNS, ({ url }) => url);
   body.append(element('div', { class: 'panel' }, scroller('Servers', shown.root)));
   return ({ snapshot }) => shown.update(snapshot.servers);
+}
+
+/** What the controller sees, did, and would do. */
+function placement(body: HTMLElement): (view: View) => void {
+  const showTiles = tileBox(body);
+  const showHeat = heatMap(body);
+  const preview = element('p', { class: 'panel', id: 'preview' });
+  const keyOf = ({ atMs, decision, planId }: DecisionRecord) => `${atMs} ${decision} ${planId}`;
+  const decisions = table('Decisions', DECISION_TIME, DECISION_COLUMNS, keyOf);
+  const plans = table('Plans', PLAN_NAME, PLAN_COLUMNS, ({ planId }) => planId);
+  const tables = element('div', { class: 'charts', id: 'plans' });
+  for (const [title, { root }] of [
+    ['Last decisions', decisions],
+    ['Plans put in force', plans],
+  ] as const) {
+    tables.append(element('div', { class: 'panel' }, element('h3', {}, title), scroller(title, root)));
+  }
+  body.append(preview, tables);
+  return ({ snapshot: { controller, timeMs } }) => {
+    if (controller === undefined) return;
+    showTiles(controllerTiles(controller));
+    showHeat(controller);
+    setText(preview, previewWords(controller));
+    decisions.update(dated(controller.decisions, timeMs));
+    plans.update(dated(controller.history, timeMs));
+  };
 }

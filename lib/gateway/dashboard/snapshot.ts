@@ -2,6 +2,7 @@
  * Reads what `dashboard/state` answers. A proxy's error page or another version's answer must not reach the panels, so every
  * field is checked, by tables that the compiler holds against the types.
  */
+import type { ControllerStatus, DecisionRecord } from '../../controller/types.js';
 import { mismatch } from '../../errors.js';
 import type { EngineSnapshot, GatewaySnapshot, Quantiles, ServerSnapshot } from '../types.js';
 
@@ -15,7 +16,11 @@ type Kind<T> = T extends number
     : T extends boolean
       ? 'boolean'
       : T extends readonly (infer Item)[]
-        ? [Fields<Item>]
+        ? Item extends number
+          ? 'numbers'
+          : Item extends readonly number[]
+            ? 'rows of numbers'
+            : [Fields<Item>]
         : Fields<T>;
 type Mark<T, Key extends keyof T> = Partial<Pick<T, Key>> extends Pick<T, Key> ? '?' : '';
 /** Of every field its kind; with a question mark where it may be missing, which only plain values may. */
@@ -58,7 +63,49 @@ const SERVER: Fields<ServerSnapshot> = {
   ejectedForMs: 'number?',
 };
 
-const GATEWAY: Fields<GatewaySnapshot> = {
+const DECISION: Fields<DecisionRecord> = {
+  atMs: 'number',
+  decision: 'string',
+  reason: 'string',
+  detail: 'string?',
+  planId: 'string?',
+  gainMs: 'number?',
+  spreadMs: 'number?',
+  optimismMs: 'number?',
+  costMs: 'number?',
+  gainShare: 'number?',
+  migrations: 'number?',
+  rounds: 'number?',
+  transferBytes: 'number?',
+  stagingBytes: 'number?',
+};
+
+const PREVIEW: Fields<NonNullable<ControllerStatus['preview']>> = {
+  gainMs: 'number',
+  gainShare: 'number',
+  costMs: 'number',
+  migrations: 'number',
+  reason: 'string',
+};
+
+const CONTROLLER: Fields<Omit<ControllerStatus, 'preview'>> = {
+  state: 'string',
+  shadow: 'boolean',
+  planId: 'string',
+  planAgeMs: 'number',
+  deadGpus: 'numbers',
+  layers: 'number',
+  gpus: 'number',
+  slotsPerGpu: 'number',
+  failures: 'number',
+  fencingToken: 'number?',
+  imbalance: 'numbers',
+  load: 'rows of numbers',
+  decisions: [DECISION],
+  history: [{ planId: 'string', atMs: 'number', migrations: 'number', gainShare: 'number' }],
+};
+
+const GATEWAY: Fields<Omit<GatewaySnapshot, 'controller'>> = {
   version: 'string',
   timeMs: 'number',
   upMs: 'number',
@@ -83,6 +130,12 @@ const GATEWAY: Fields<GatewaySnapshot> = {
  */
 export function readSnapshot(answer: unknown): GatewaySnapshot {
   checkFields('state', answer, GATEWAY);
+  const { controller } = answer as { controller?: { preview?: unknown } };
+  if (controller !== undefined) {
+    checkFields('state.controller', controller, CONTROLLER);
+    const { preview } = controller;
+    if (preview !== undefined) checkFields('state.controller.preview', preview, PREVIEW);
+  }
   return answer as GatewaySnapshot;
 }
 
@@ -100,12 +153,23 @@ function checkField(path: string, value: unknown, kind: string | AnyFields | [An
     for (const [n, item] of value.entries()) checkFields(`${path}[${n}]`, item, kind[0]);
   } else if (typeof kind === 'object') {
     checkFields(path, value, kind);
+  } else if (kind === 'numbers') {
+    checkNumbers(path, value);
+  } else if (kind === 'rows of numbers') {
+    if (!Array.isArray(value)) throw mismatch('GIMBAL_FORMAT', path, 'an array', nameOf(value));
+    for (const [n, row] of value.entries()) checkNumbers(`${path}[${n}]`, row);
   } else {
     const optional = kind.endsWith('?');
     const plain = optional ? kind.slice(0, -1) : kind;
     if (optional && value === undefined) return;
     if (typeof value !== plain) throw mismatch('GIMBAL_FORMAT', path, `a ${plain}`, nameOf(value));
   }
+}
+
+function checkNumbers(path: string, value: unknown): void {
+  if (!Array.isArray(value)) throw mismatch('GIMBAL_FORMAT', path, 'an array', nameOf(value));
+  const wrong = value.findIndex((item) => typeof item !== 'number');
+  if (wrong >= 0) throw mismatch('GIMBAL_FORMAT', `${path}[${wrong}]`, 'a number', nameOf(value[wrong]));
 }
 
 function nameOf(value: unknown): string {

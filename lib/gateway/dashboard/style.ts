@@ -28,6 +28,11 @@ h2 { margin-top: 28px; }
 .data .text:last-child { min-width: 30ch; white-space: normal; overflow-wrap: anywhere; }
 .data tr > :last-child { padding-right: 16px; }
 .data tbody tr:last-child > * { border-bottom: 0; }
+.heat { display: block; width: 100%; image-rendering: pixelated; }
+.heat:focus-visible { outline: 2px solid var(--after); outline-offset: -2px; }
+.heat-scale { display: inline-block; width: 120px; height: 10px; border-radius: 2px; vertical-align: middle; }
+#placement figure { margin-top: 12px; } #preview { margin: 12px 0; max-width: none; } #plans .panel + .panel { margin-top: 0; } #plans .scroll { margin: 6px -16px -14px; }
+#placement .tile .value { font-size: 20px; white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 600px) {
   header { gap: 8px; } header button { white-space: nowrap; } #panels h2 { margin-top: 20px; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; } .tile { padding: 10px 12px; } .tile .value { font-size: 21px; }

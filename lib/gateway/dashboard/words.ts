@@ -1,7 +1,9 @@
 /** A snapshot in words: the head line, the tiles, the cells of the tables, and what has changed. Without a browser. */
+import type { ControllerStatus, DecisionRecord } from '../../controller/types.js';
 import {
   formatCount,
   formatNumber,
+  formatRatio,
   formatShare,
   formatTime,
   plural,
@@ -62,7 +64,7 @@ export function formatMs(ms: number): string {
   return formatTime(ms * 1e6);
 }
 
-function known(value: number | undefined, format: (value: number) => string): Words {
+function known<Value>(value: Value | undefined, format: (value: Value) => string): Words {
   return value === undefined ? {} : { text: format(value) };
 }
 
@@ -215,4 +217,133 @@ function told(
 ): string[] {
   if (engines.length <= CHANGES_TOLD) return engines.map(sentence);
   return [`${formatCount(engines.length)} engines are ${what}`];
+}
+
+/** A row of a time, and how long ago that was. */
+export type Dated<Row> = Row & { agoMs: number };
+
+export function dated<Row extends { atMs: number }>(rows: readonly Row[], nowMs: number): Dated<Row>[] {
+  return rows.map((row) => ({ ...row, agoMs: Math.max(0, nowMs - row.atMs) }));
+}
+
+const STATES: Readonly<Record<ControllerStatus['state'], string>> = {
+  stopped: 'stopped',
+  'waiting-for-lease': 'waits for the lease',
+  watching: 'watches',
+  planning: 'plans',
+  applying: 'applies a plan',
+  'rolling-back': 'rolls back',
+};
+
+/** From another version there may be others. */
+function said(words: Readonly<Record<string, string>>, name: string): string {
+  return Object.hasOwn(words, name) ? words[name]! : name;
+}
+
+export function controllerTiles(status: ControllerStatus): Tile[] {
+  const { state, shadow, failures, planId, planAgeMs, deadGpus, imbalance, gpus, layers, slotsPerGpu } =
+    status;
+  const worst = imbalance.reduce((most, one) => Math.max(most, one), 0);
+  const mean = imbalance.reduce((sum, one) => sum + one, 0) / Math.max(1, imbalance.length);
+  return [
+    {
+      label: 'Controller',
+      text: said(STATES, state),
+      detail: shadow
+        ? 'shadow: it only reports'
+        : failures > 0
+          ? `${plural(failures, 'failure')} in a row`
+          : 'it may rearrange',
+      alert: failures > 0 || state === 'stopped' || state === 'rolling-back',
+    },
+    { label: 'Plan in force', text: planId, detail: `for ${formatDuration(planAgeMs)}` },
+    {
+      label: 'Imbalance, worst layer',
+      ...(imbalance.length === 0 ? {} : { text: formatRatio(worst) }),
+      detail: imbalance.length === 0 ? 'nothing observed' : `${formatRatio(mean)} in the mean of the layers`,
+    },
+    {
+      label: 'GPUs',
+      text: formatCount(gpus),
+      detail:
+        deadGpus.length === 0
+          ? `${plural(slotsPerGpu, 'slot')}, ${plural(layers, 'layer')}`
+          : `dead: ${deadGpus.join(', ')}`,
+      alert: deadGpus.length > 0,
+    },
+  ];
+}
+
+const REASONS: Readonly<Record<DecisionRecord['reason'], string>> = {
+  'gpus-changed': 'GPUs have gone or come',
+  gain: 'it gains more than it costs',
+  'backing-off': 'waits after a failure',
+  'too-soon': 'too soon after the last plan',
+  'too-little-data': 'too little is known of the routing',
+  'stale-statistics': 'nothing new is known of the routing',
+  'worse-on-audit': 'worse by a second calculation',
+  'not-in-force': 'engines do not have the plan that they should have',
+  'same-placement': 'the best is in force',
+  'within-hysteresis': 'no worse than when it was put in force',
+  'gain-too-small': 'the gain is too small',
+  'gain-uncertain': 'the gain may be chance',
+  'cost-above-gain': 'moving costs more than it gains',
+  error: 'an error',
+};
+
+const DECISIONS: Readonly<Record<DecisionRecord['decision'], string>> = {
+  committed: 'put in force',
+  kept: 'kept',
+  'would-commit': 'would put in force',
+  failed: 'failed',
+  'rolled-back': 'rolled back',
+};
+
+export function previewWords({ preview, decisions }: ControllerStatus): string {
+  if (preview === undefined) {
+    const [last] = decisions;
+    return last === undefined ? 'No look yet.' : `No further plan: ${said(REASONS, last.reason)}.`;
+  }
+  const { gainMs, gainShare, costMs, migrations, reason } = preview;
+  const gain = `${formatMs(gainMs)} of MoE time (${formatShare(gainShare)})`;
+  return `The next plan would gain ${gain} over the horizon for ${plural(migrations, 'move')} that cost ${formatMs(costMs)}. Not put in force: ${said(REASONS, reason)}.`;
+}
+
+function ago(agoMs: number): Words {
+  return { text: `${formatDuration(agoMs)} ago` };
+}
+
+export const DECISION_TIME: Column<Dated<DecisionRecord>> = { head: 'When', cell: ({ agoMs }) => ago(agoMs) };
+export const DECISION_COLUMNS: readonly Column<Dated<DecisionRecord>>[] = [
+  {
+    head: 'Decision',
+    isText: true,
+    cell: ({ decision }) => ({
+      text: said(DECISIONS, decision),
+      alert: decision === 'failed' || decision === 'rolled-back',
+    }),
+  },
+  { head: 'Plan', isText: true, cell: ({ planId }) => known(planId, String) },
+  { head: 'Gain', cell: ({ gainShare }) => known(gainShare, formatShare) },
+  { head: 'Moves', cell: ({ migrations }) => known(migrations, formatCount) },
+  {
+    head: 'Reason',
+    isText: true,
+    cell: ({ reason, detail }) => ({
+      text: detail === undefined ? said(REASONS, reason) : `${said(REASONS, reason)}: ${detail}`,
+    }),
+  },
+];
+
+type PutInForce = Dated<ControllerStatus['history'][number]>;
+export const PLAN_NAME: Column<PutInForce> = { head: 'Plan', cell: ({ planId }) => ({ text: planId }) };
+export const PLAN_COLUMNS: readonly Column<PutInForce>[] = [
+  { head: 'When', cell: ({ agoMs }) => ago(agoMs) },
+  { head: 'Moves', cell: ({ migrations }) => known(migrations, formatCount) },
+  { head: 'Gain', cell: ({ gainShare }) => known(gainShare, formatShare) },
+];
+
+/** Of a cell of the heat map. */
+export function loadWords(layer: number, gpu: number, over: number): string {
+  return `layer ${layer}, GPU ${gpu}: ${formatRatio(over)} of the mean`;
 }
