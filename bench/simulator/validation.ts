@@ -16,6 +16,7 @@ import {
   type Table,
 } from '../harness.js';
 import { hasProfiles, type MeasuredRun, measuredRun, PROFILES } from './recorded.js';
+import { sglangCluster } from './sglang.js';
 
 export const name = 'simulator-validation';
 export const question = 'how far is the simulator from what was measured?';
@@ -29,10 +30,10 @@ const A100_WITHIN = 0.08;
 export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
   const measured = measuredRun();
   const notes: string[] = [];
-  const tables: Table[] = [];
+  const tables: Table[] = [await sglangCluster(seed, small)];
   const checks: Check[] = [];
   if (measured === undefined || !hasProfiles()) {
-    notes.push('skipped: the measured run and the profiles are not at hand.');
+    notes.push('skipped in part: the measured run and the profiles are not at hand.');
     return { name, question, seed, small, tables, checks, notes };
   }
   const run = await measuredCluster(measured, small ? 60 : measured.trace.length, seed);

@@ -88,14 +88,18 @@ export class Gateway {
   }
 
   #dispatch(id: number): void {
-    const { inputTokens, engine: engineOf } = this.#requests;
+    const { inputTokens, engine: engineOf, home } = this.#requests;
     const { prefixHashes, session } = this.#trace[id]!;
-    const { engine } = this.#scheduler.dispatch({
+    const request = {
       id,
       promptTokens: inputTokens[id]!,
       ...(prefixHashes === undefined ? {} : { prefixHashes }),
       ...(session === undefined ? {} : { sessionKey: String(session) }),
-    });
+    };
+    const bound = home[id]!;
+    // The ledger knows what is bound, too.
+    if (bound >= 0) this.#scheduler.dispatched(bound, request);
+    const engine = bound >= 0 ? bound : this.#scheduler.dispatch(request).engine;
     engineOf[id] = engine;
     this.#released[engine]! += inputTokens[id]!;
     this.#engines[engine]!.enqueue(id, this.#isBusy(engine));

@@ -102,6 +102,11 @@ export interface SimulatedPolicy {
   placement?: 'static' | 'eplb' | 'gimbal' | PlacementPlanner;
   /** Tell the dispatcher each engine's MoE pressure. Default true. */
   feedback?: boolean;
+  /**
+   * Share of the requests that go to the engine of their topic, its number modulo the engines, whatever `dispatch` would say: what
+   * gives each engine traffic of its own kind. The others go by `dispatch`. Default 0.
+   */
+  rankStickiness?: number;
   /** Hold prefill back at the gateway, and release it so that lockstep ranks prefill together. Default: no. */
   pacing?: PacingSettings | false;
   /** Of the scheduler's terms, under `gimbal`. */
