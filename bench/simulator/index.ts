@@ -3,6 +3,7 @@ import type { Bench } from '../harness.js';
 import * as beyond from './beyond.js';
 import * as paper from './paper.js';
 import * as speed from './speed.js';
+import * as spread from './spread.js';
 import * as validation from './validation.js';
 
-export const simulatorBenches: Bench[] = [validation, paper, beyond, speed];
+export const simulatorBenches: Bench[] = [validation, paper, beyond, spread, speed];

@@ -30,16 +30,17 @@ const A100_WITHIN = 0.08;
 export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
   const measured = measuredRun();
   const notes: string[] = [];
-  const tables: Table[] = [await sglangCluster(seed, small)];
+  const tables: Table[] = [];
+  const sglang = await sglangCluster(seed, small);
   const checks: Check[] = [];
   if (measured === undefined || !hasProfiles()) {
     notes.push('skipped in part: the measured run and the profiles are not at hand.');
-    return { name, question, seed, small, tables, checks, notes };
+    return { name, question, seed, small, tables: [sglang], checks, notes };
   }
   const run = await measuredCluster(measured, small ? 60 : measured.trace.length, seed);
   tables.push(run.table);
   const a100 = await a100Series(seed);
-  tables.push(a100.table);
+  tables.push(a100.table, sglang);
   // A part of the run has not the load of the whole.
   if (!small) checks.push(...run.checks, ...a100.checks);
   notes.push(
