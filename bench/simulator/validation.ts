@@ -16,6 +16,7 @@ import {
   type Table,
 } from '../harness.js';
 import { hasProfiles, type MeasuredRun, measuredRun, PROFILES } from './recorded.js';
+import { sglangCluster } from './sglang.js';
 
 export const name = 'simulator-validation';
 export const question = 'how far is the simulator from what was measured?';
@@ -30,15 +31,16 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   const measured = measuredRun();
   const notes: string[] = [];
   const tables: Table[] = [];
+  const sglang = await sglangCluster(seed, small);
   const checks: Check[] = [];
   if (measured === undefined || !hasProfiles()) {
-    notes.push('skipped: the measured run and the profiles are not at hand.');
-    return { name, question, seed, small, tables, checks, notes };
+    notes.push('skipped in part: the measured run and the profiles are not at hand.');
+    return { name, question, seed, small, tables: [sglang], checks, notes };
   }
   const run = await measuredCluster(measured, small ? 60 : measured.trace.length, seed);
   tables.push(run.table);
   const a100 = await a100Series(seed);
-  tables.push(a100.table);
+  tables.push(a100.table, sglang);
   // A part of the run has not the load of the whole.
   if (!small) checks.push(...run.checks, ...a100.checks);
   notes.push(

@@ -263,9 +263,13 @@ function checkRouting(routing: SimulatedRouting = { kind: 'generative' }): Simul
   if (topics !== undefined) count('options.routing.topics', topics);
   if (personas !== undefined) count('options.routing.personas', personas);
   if (halfLifeMs !== undefined) aboveZero('options.routing.halfLifeMs', halfLifeMs);
-  if (stickiness !== undefined && !(stickiness >= 0 && stickiness <= 1))
-    throw invalid('options.routing.stickiness', 'a share', describe(stickiness));
+  if (stickiness !== undefined) share('options.routing.stickiness', stickiness);
   return routing;
+}
+
+function share(field: string, value: number): number {
+  if (!(value >= 0 && value <= 1)) throw invalid(field, 'a share', describe(value));
+  return value;
 }
 
 /** `affinityWins`: by what travels where; docs/MODEL.md, Feedback, has the figures. */
@@ -276,6 +280,7 @@ function checkPolicy(policy: SimulatedPolicy = {}, affinityWins: boolean): Check
     'placement',
     'feedback',
     'affinity',
+    'rankStickiness',
     'pacing',
     'weights',
     'agingTokensPerSecond',
@@ -290,6 +295,7 @@ function checkPolicy(policy: SimulatedPolicy = {}, affinityWins: boolean): Check
       typeof placement === 'string' ? oneOf('options.policy.placement', placement, PLACEMENTS) : placement,
     feedback: boolean('options.policy.feedback', feedback),
     affinity: boolean('options.policy.affinity', affinity),
+    rankStickiness: share('options.policy.rankStickiness', policy.rankStickiness ?? 0),
     weights: policy.weights,
     pacing: pacing === undefined || pacing === false ? undefined : checkPacing(pacing),
     agingTokensPerSecond:

@@ -95,16 +95,20 @@ export class Gateway {
   }
 
   #dispatch(id: number): void {
-    const { prefillTokens, engine: engineOf } = this.#requests;
+    const { prefillTokens, engine: engineOf, home } = this.#requests;
     const { prefixHashes, session } = this.#trace[id]!;
     const expertMs = this.#expertMs(id);
-    const { engine } = this.#scheduler.dispatch({
+    const request = {
       id,
       promptTokens: prefillTokens[id]!,
       ...(prefixHashes === undefined ? {} : { prefixHashes }),
       ...(session === undefined ? {} : { sessionKey: String(session) }),
       ...(expertMs === undefined ? {} : { expertMs }),
-    });
+    };
+    const bound = home[id]!;
+    // The ledger knows what is bound, too.
+    if (bound >= 0) this.#scheduler.dispatched(bound, request);
+    const engine = bound >= 0 ? bound : this.#scheduler.dispatch(request).engine;
     engineOf[id] = engine;
     this.#awaited[id] = 1;
     this.#released[engine]! += this.#requests.inputTokens[id]!;

@@ -8,6 +8,8 @@ export class RequestColumns {
   readonly outputTokens: Int32Array;
   readonly profile: Int32Array;
   readonly engine: Int32Array;
+  /** The engine it is bound to, or −1. */
+  readonly home: Int32Array;
   /** NaN until it happens. */
   readonly firstTokenMs: Float64Array;
   readonly finishMs: Float64Array;
@@ -36,6 +38,7 @@ export class RequestColumns {
     this.outputTokens = Int32Array.from(trace, ({ outputTokens }) => outputTokens);
     this.profile = new Int32Array(count);
     this.engine = new Int32Array(count).fill(-1);
+    this.home = new Int32Array(count).fill(-1);
     this.firstTokenMs = new Float64Array(count).fill(Number.NaN);
     this.finishMs = new Float64Array(count).fill(Number.NaN);
     this.prefillTokens = this.inputTokens.slice();

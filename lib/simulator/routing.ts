@@ -12,7 +12,7 @@ import type { ServedModel } from './hardware.js';
 import type { SimulatedRequest, SimulatedRouting } from './types.js';
 
 /** Streams of the seed. */
-const STREAM = { base: 101, topics: 102, personas: 103, drift: 104, requests: 105 };
+const STREAM = { base: 101, topics: 102, personas: 103, drift: 104, requests: 105, homes: 106 };
 const NEWTON_STEPS = 8;
 const LEAST_CHANCE = 1e-6;
 
@@ -32,6 +32,7 @@ export class Routing {
   readonly #personas: number;
   readonly #stickiness: number;
   readonly #draw: Random;
+  readonly #drawHome: Random;
   /** Or of a tenant. */
   readonly #topicOfSession = new Map<string | number, number>();
   readonly #drift: (() => void) | undefined;
@@ -41,6 +42,7 @@ export class Routing {
   constructor(routing: SimulatedRouting, model: ServedModel, seed: number) {
     const { moeLayers: layers, experts } = model;
     this.#draw = new Random(seed, STREAM.requests);
+    this.#drawHome = new Random(seed, STREAM.homes);
     this.#personas = 1;
     this.#stickiness = 0.9;
     if (routing.kind === 'generative') {
@@ -85,6 +87,11 @@ export class Routing {
     const kept = before !== undefined && keeps ? before : fresh;
     this.#topicOfSession.set(session, kept);
     return kept * this.#personas + persona;
+  }
+
+  /** The engine that the next request is bound to by its topic, with the chance that is given; else −1. */
+  homeOf(profile: number, engines: number, stickiness: number): number {
+    return this.#drawHome.uniform() < stickiness ? this.topicOf(profile) % engines : -1;
   }
 
   topicOf(profile: number): number {

@@ -64,7 +64,9 @@ class Simulation {
     this.#requests = new RequestColumns(options.trace);
     this.#routing = new Routing(checked.routing, { ...model, moeLayers: checked.simulatedLayers }, seed);
     for (const [id, request] of options.trace.entries()) {
-      this.#requests.profile[id] = this.#routing.profileOf(request);
+      const profile = this.#routing.profileOf(request);
+      this.#requests.profile[id] = profile;
+      this.#requests.home[id] = this.#routing.homeOf(profile, groups * shape.ranks, policy.rankStickiness);
     }
     const { agingTokensPerSecond } = policy;
     const queue = {

@@ -114,6 +114,11 @@ export interface SimulatedPolicy {
    * between several nodes, and not for rivals' dispatch.
    */
   affinity?: boolean;
+  /**
+   * Share of the requests that go to the engine of their topic, its number modulo the engines, whatever `dispatch` would say: what
+   * gives each engine traffic of its own kind. The others go by `dispatch`. Default 0.
+   */
+  rankStickiness?: number;
   /** Hold prefill back at the gateway, and release it so that lockstep ranks prefill together. Default: no. */
   pacing?: PacingSettings | false;
   /** Of the scheduler's terms, under `gimbal`. */

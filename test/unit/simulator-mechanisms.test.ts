@@ -1,6 +1,7 @@
 /** Mechanisms of a simulation one by one, each in a case so small that what must happen can be said beforehand. */
 import { describe, expect, it } from 'vitest';
 import type { Candidate } from '../../lib/index.js';
+import { Random } from '../../lib/random.js';
 import { contiguous } from '../../lib/simulator/rearrange.js';
 import { Routing } from '../../lib/simulator/routing.js';
 import { simulate } from '../../lib/simulator/simulate.js';
@@ -325,6 +326,40 @@ describe('sessions', () => {
       hits[routing.topicOf(profile)]! += 1;
     }
     for (const count of hits) expect(Math.abs(count - 1000)).toBeLessThan(150);
+  });
+});
+
+describe('stickiness of ranks', () => {
+  // Drawn, so that it has nothing to do with turns.
+  const random = new Random(17);
+  const trace = randomTrace({ count: 400, gapMs: 2, seed: 16 }).map((one) => ({
+    ...one,
+    topic: random.below(8),
+  }));
+  const engines = async (rankStickiness: number) => {
+    const policy = { dispatch: 'vllm' as const, placement: 'static' as const, rankStickiness };
+    return (await simulate({ ...BASE, dp: 4, trace, policy })).requests.map(({ engine }) => engine);
+  };
+
+  it('binds a share of the requests to the engine of their topic, and leaves the others to dispatch', async () => {
+    const home = trace.map(({ topic }) => topic % 4);
+    const share = (own: number[]) => own.filter((engine, n) => engine === home[n]).length / own.length;
+    expect(share(await engines(1))).toBe(1);
+    expect(share(await engines(0))).toBeLessThan(0.4);
+    // Of the other half, a quarter gets there by chance.
+    expect(share(await engines(0.5))).toBeGreaterThan(0.53);
+    expect(share(await engines(0.5))).toBeLessThan(0.72);
+  });
+
+  it('what is bound stands in the ledger: the others make room for it', async () => {
+    // Nine of ten prompts are of engine 0, and half of them bound to it; what is free goes elsewhere, without a sample that says so.
+    const skewed = trace.map((one, n) => ({ ...one, topic: n % 10 === 9 ? 1 : 0 }));
+    const policy = { dispatch: 'gimbal' as const, placement: 'static' as const, rankStickiness: 0.5 };
+    const engine = { ...BASE.engine, sampleEveryMs: 1e6 };
+    const { requests } = await simulate({ ...BASE, dp: 4, engine, trace: skewed, policy });
+    const on = [0, 1, 2, 3].map((engine) => requests.filter((one) => one.engine === engine).length);
+    expect(on[0]! / requests.length).toBeGreaterThan(0.42);
+    expect(on[0]! / requests.length).toBeLessThan(0.5);
   });
 });
 
