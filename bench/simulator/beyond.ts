@@ -88,7 +88,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     ],
     checks: [],
     notes: [
-      'EP over all GPUs, one GPU an engine; experts are planned after 300 steps and every 3,000, EPLB with a stall, ours beside the work.',
+      'EP over all GPUs, one GPU an engine; EPLB plans after 300 steps and every 3,000, with a stall; ours where its controller decides to, beside the work.',
       'One seed: read small differences with that in mind.',
     ],
   };
