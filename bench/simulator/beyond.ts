@@ -95,7 +95,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     ],
     checks: [],
     notes: [
-      'EP over all GPUs, one GPU an engine; experts are planned after 300 steps and every 3,000, EPLB with a stall, ours beside the work.',
+      'EP over all GPUs, one GPU an engine; EPLB plans after 300 steps and every 3,000, with a stall; ours where its controller decides to, beside the work.',
       `Of ${SEEDS} seeds, which are of routing and of ties; requests are the same. ± is half a 95 % interval over them.`,
       'Saturation: the most requests a second, evenly spaced, with which vLLM’s waiting prompts do not grow in number by more than a twentieth of what arrives.',
     ],

@@ -14,12 +14,13 @@ import type { SimulatedPolicy, SimulatedRequest, SimulatedRouting } from '../../
 
 const VLLM = { dispatch: 'vllm', queue: 'fcfs', placement: 'eplb' } as const;
 
+/** Ours plans every so many steps here, as the paper's system does. */
 export const ABLATION: Record<string, SimulatedPolicy> = {
   vLLM: VLLM,
   'DP only': { ...VLLM, dispatch: 'gimbal', queue: 'gimbal' },
-  'EP only': { ...VLLM, placement: 'gimbal' },
-  'both, no feedback': {},
-  full: { feedback: true, weights: { moe: 1 } },
+  'EP only': { ...VLLM, placement: 'periodic' },
+  'both, no feedback': { placement: 'periodic' },
+  full: { placement: 'periodic', feedback: true, weights: { moe: 1 } },
 };
 
 const TOPICS = 8;

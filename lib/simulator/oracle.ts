@@ -40,20 +40,24 @@ export class OraclePolicy implements PlacementPolicy {
     return (await this.#planner.plan(free, { seed, backend: 'cpu' })).physicalToLogical;
   }
 
-  /** Tokens that the ranks will have until the next plan, by profile. `[ranks][profiles]` */
+  /**
+   * Tokens that the ranks will have until the next plan, by profile: what decodes now, and what arrives. Spread evenly, for which rank a
+   * request is on is the dispatcher's doing and changes within seconds. `[ranks][profiles]`
+   */
   #coming(group: Group, nowMs: number, ranks: number): Float64Array {
     const { everyMs, requests, groups } = this.#setting;
     const stepMs = this.#stepMs(group, nowMs);
-    const coming = group.load.batch.map((tokens) => (tokens * everyMs) / stepMs);
-    const profiles = coming.length / ranks;
+    const { batch } = group.load;
+    const profiles = batch.length / ranks;
+    const coming = new Float64Array(profiles);
+    for (let n = 0; n < batch.length; n++) coming[n % profiles]! += (batch[n]! * everyMs) / stepMs / ranks;
     const { arrivalMs, inputTokens, outputTokens, profile, count } = requests;
     while (this.#first < count && arrivalMs[this.#first]! < nowMs) this.#first++;
     for (let id = this.#first; id < count && arrivalMs[id]! < nowMs + everyMs; id++) {
       const decodes = Math.min(outputTokens[id]!, (nowMs + everyMs - arrivalMs[id]!) / stepMs);
-      const share = (inputTokens[id]! + decodes) / (groups * ranks);
-      for (let rank = 0; rank < ranks; rank++) coming[rank * profiles + profile[id]!]! += share;
+      coming[profile[id]!]! += (inputTokens[id]! + decodes) / (groups * ranks);
     }
-    return coming;
+    return Float64Array.from({ length: batch.length }, (_, n) => coming[n % profiles]!);
   }
 
   /** Mean time of a step lately, rests included. */

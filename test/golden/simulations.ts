@@ -26,6 +26,15 @@ const CASES: Record<string, SimulationOptions> = {
     hardware: 'H100',
     dp: 2,
     tp: 2,
+    rearrangement: { controller: { lookEveryMs: 1000, sampleShare: 0.5, rules: { minIntervalMs: 2000 } } },
+  },
+  'planned every so many steps on 4 H100': {
+    trace: chat(300, 60),
+    model: 'Qwen3-30B-A3B',
+    hardware: 'H100',
+    dp: 2,
+    tp: 2,
+    policy: { placement: 'periodic' },
     rearrangement: { firstStep: 100 },
   },
   'vllm on 4 H100': {
@@ -50,6 +59,7 @@ const CASES: Record<string, SimulationOptions> = {
     ...BASE,
     trace: randomTrace({ count: 300, gapMs: 3, seed: 2, prefixes: true }),
     engine: { ...BASE.engine, kvBlocks: 70 },
+    policy: { placement: 'periodic' },
     rearrangement: { everySteps: 200, windowSteps: 50, redundantExperts: 4 },
   },
   'paced, drifting, by pair': {
@@ -57,7 +67,22 @@ const CASES: Record<string, SimulationOptions> = {
     trace: randomTrace({ count: 300, gapMs: 3, seed: 2 }),
     engine: { ...BASE.engine, allToAll: 'a2a-pairs' },
     routing: { kind: 'generative', halfLifeMs: 200 },
-    policy: { pacing: { leastTokens: 200 } },
+    policy: { placement: 'periodic', pacing: { leastTokens: 200 } },
+  },
+  'swift, and a GPU lost for a while': {
+    ...BASE,
+    dp: 4,
+    trace: randomTrace({ count: 300, gapMs: 4, seed: 2 }),
+    policy: { placement: 'swift' },
+    rearrangement: { everySteps: 100, windowSteps: 50, redundantExperts: 8 },
+    failures: [{ atMs: 500, gpu: 1, backMs: 900 }],
+  },
+  'the oracle, of one layer': {
+    ...BASE,
+    trace: randomTrace({ count: 300, gapMs: 4, seed: 2 }),
+    policy: { placement: 'oracle' },
+    rearrangement: { oracleEveryMs: 200 },
+    simulatedLayers: 1,
   },
 };
 

@@ -25,7 +25,51 @@ const CASES: [name: string, options: Partial<SimulationOptions>, prefixes: boole
   ],
   [
     'rearrangement beside the work',
-    { rearrangement: { everySteps: 200, windowSteps: 50, redundantExperts: 4 } },
+    {
+      policy: { placement: 'periodic' },
+      rearrangement: { everySteps: 200, windowSteps: 50, redundantExperts: 4 },
+    },
+    false,
+  ],
+  [
+    'the controller',
+    { rearrangement: { controller: { lookEveryMs: 100, sampleShare: 0.5, rules: { minIntervalMs: 200 } } } },
+    false,
+  ],
+  [
+    'a GPU lost and back, a prefix cache, in little memory',
+    {
+      dp: 4,
+      engine: { ...BASE.engine, kvBlocks: 60 },
+      rearrangement: { redundantExperts: 8 },
+      failures: [{ atMs: 300, gpu: 1, backMs: 1500 }],
+    },
+    true,
+  ],
+  [
+    'GPUs lost one after another, with pacing',
+    {
+      dp: 3,
+      tp: 2,
+      policy: { pacing: { leastTokens: 100 } },
+      rearrangement: { redundantExperts: 16 },
+      failures: [
+        { atMs: 200, gpu: 1 },
+        { atMs: 600, gpu: 0, backMs: 1000 },
+        { atMs: 700, gpu: 5, backMs: 2000 },
+      ],
+    },
+    false,
+  ],
+  [
+    'groups, one of which loses a GPU',
+    {
+      dp: 4,
+      ep: 2,
+      policy: { placement: 'oracle' },
+      rearrangement: { redundantExperts: 16, oracleEveryMs: 300 },
+      failures: [{ atMs: 300, gpu: 3, backMs: 900 }],
+    },
     false,
   ],
   ['rivals', { policy: { dispatch: 'vllm', queue: 'fcfs', placement: 'static' } }, false],
@@ -56,6 +100,7 @@ describe('a simulation', () => {
     const computed = counters.prefillTokens + counters.cachedTokens + counters.decodeTokens;
     expect(computed).toBe(input + output - trace.length + counters.recomputedTokens);
     expect(counters.preemptions > 0).toBe(options.engine?.kvBlocks === 60);
+    expect(counters.resentRequests > 0).toBe(options.failures !== undefined);
     expect(counters.cachedTokens > 0).toBe(prefixes);
   });
 
@@ -73,7 +118,8 @@ describe('a simulation', () => {
 
   it('is the same to the byte with the same seed, and another with another', async () => {
     const trace = randomTrace({ count: 300, gapMs: 2, seed: 5 });
-    const options = { ...BASE, trace, rearrangement: { everySteps: 200, windowSteps: 50 } };
+    const controller = { lookEveryMs: 100, sampleShare: 0.5, rules: { minIntervalMs: 200 } };
+    const options = { ...BASE, trace, rearrangement: { controller } };
     const [a, b, c] = await Promise.all([
       simulate(options),
       simulate(options),

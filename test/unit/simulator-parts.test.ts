@@ -201,8 +201,12 @@ describe('loads of experts', () => {
       one.add(0, 0, -5);
       one.add(1, 2, -3);
     }
-    // A question for each GPU, and one for what they would take if all were alike.
+    // Two GPUs and their mean, in each of two layers.
     const first = seen.filter((_, n) => n % 6 === 0);
+    for (let n = 0; n < seen.length; n += 3) {
+      expect(seen[n + 2]!.pairs).toBeCloseTo((seen[n]!.pairs + seen[n + 1]!.pairs) / 2, 9);
+      expect(seen[n + 2]!.active).toBeCloseTo((seen[n]!.active + seen[n + 1]!.active) / 2, 9);
+    }
     const pairs = [0, 1, 2, 3, 4, 5, 6, 7].reduce(
       (sum, e) => sum + 5 * chance[e]! + 3 * chance[2 * 2 * experts + e]!,
       0,

@@ -145,6 +145,40 @@ describe('options', () => {
     ],
     ['an unknown policy', { policy: { dispatch: 'vlm' } }, /did you mean 'vllm'/],
     ['a placement of another shape', { rearrangement: { initial: new Int32Array(3) } }, /32 slots/],
+    ['a stall below 0', { rearrangement: { stallMs: -1 } }, /options\.rearrangement\.stallMs/],
+    ['no sample', { rearrangement: { controller: { sampleShare: 0 } } }, /controller\.sampleShare/],
+    [
+      'looks without a pause',
+      { rearrangement: { controller: { lookEveryMs: 0 } } },
+      /controller\.lookEveryMs/,
+    ],
+    ['an unknown rule', { rearrangement: { controller: { rules: { horizon: 1 } } } }, /horizonMs/],
+    ['more layers than there are', { simulatedLayers: 3 }, /simulatedLayers.*at most 2/],
+    ['a GPU that is not there', { failures: [{ atMs: 0, gpu: 2 }] }, /failures\[0\]\.gpu/],
+    ['a GPU back before it is lost', { failures: [{ atMs: 5, gpu: 1, backMs: 5 }] }, /failures\[0\]\.backMs/],
+    [
+      'a GPU lost twice',
+      {
+        rearrangement: { redundantExperts: 16 },
+        failures: [
+          { atMs: 5, gpu: 1 },
+          { atMs: 9, gpu: 1 },
+        ],
+      },
+      /failures\[1\].*lost already/,
+    ],
+    ['a loss that leaves too few slots', { failures: [{ atMs: 5, gpu: 1 }] }, /16 slots.*redundantExperts/],
+    [
+      'the loss of the last engine',
+      {
+        rearrangement: { redundantExperts: 16 },
+        failures: [
+          { atMs: 5, gpu: 1 },
+          { atMs: 9, gpu: 0 },
+        ],
+      },
+      /failures\[1\].*an engine/,
+    ],
     ['a negative seed', { seed: -1 }, /options\.seed/],
     [
       'routing of another model',
