@@ -218,7 +218,7 @@ describe('what the dispatcher is told', () => {
         await seenAt(1000, {
           trace: trace.map((one) => ({ ...one, topic: (one.topic + from) % 2 })),
           routing: { kind: 'counts', tokens, layers: 1, sources: 2, experts: 16 },
-          policy: { dispatch },
+          policy: { dispatch, feedback: true, weights: { moe: 1 } },
         })
       ).map(({ moeMs }) => moeMs);
     for (const hot of [0, 1]) {
