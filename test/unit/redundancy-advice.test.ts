@@ -451,6 +451,9 @@ describe('adviseRedundancy', () => {
     const rates = [leanest!, four!].map(({ simulated }) => simulated!.outputTokensPerSecond);
     expect(rates[1]! / rates[0]!).toBeLessThan(0.8);
     expect(Math.abs(four!.outputTokensPerSecond / rates[1]! - 1)).toBeLessThan(0.3);
+    const larger = { ...options, traffic: { ...traffic, kvTokensPerRequest: 200 }, simulate: 1 };
+    const [again] = (await adviseRedundancy(larger)).candidates;
+    expect(again!.simulated!.outputTokensPerSecond / rates[0]!).toBeLessThan(0.9);
     expect(four!.simulated!.msPerOutputToken).toBeCloseTo((200 * 1000) / rates[1]!, 6);
   });
 
@@ -468,6 +471,13 @@ describe('adviseRedundancy', () => {
       onProgress: ({ done }: { done: number }) => done === 3 && abort.abort(),
     };
     await expect(adviseRedundancy(optionsOf(HOT, withTokens(100_000), stops))).rejects.toThrow(/abort/i);
+    // After the last plan, while demands are looked at.
+    const late = new AbortController();
+    const stopsLate = {
+      signal: late.signal,
+      onProgress: ({ done }: { done: number }) => done === 25 && late.abort(),
+    };
+    await expect(adviseRedundancy(optionsOf(HOT, withTokens(100_000), stopsLate))).rejects.toThrow(/abort/i);
   });
 
   const traffic = { inputTokens: 20, outputTokens: 101 };
