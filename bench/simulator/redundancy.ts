@@ -22,8 +22,8 @@ type Case = Pick<RedundancyOptions, 'model' | 'hardware' | 'nodes' | 'candidates
   sigma: number;
 };
 
-const QWEN = { candidates: [0, 8, 16, 32, 64] };
-const DEEPSEEK = { model: 'DeepSeek-V3', hardware: 'H100', nodes: 4, candidates: [0, 32, 64, 128] };
+const QWEN = { candidates: [0, 8, 32] };
+const DEEPSEEK = { model: 'DeepSeek-V3', hardware: 'H100', nodes: 4, candidates: [0, 32, 96] };
 const CASES: Case[] = [
   {
     title: 'Qwen3-30B, 8 × H100, chat',
@@ -53,25 +53,25 @@ const CASES: Case[] = [
     title: 'DeepSeek-V3, 32 × H100, memory to spare, skewed',
     ...DEEPSEEK,
     sigma: 1,
-    traffic: { inputTokens: 256, outputTokens: 512, concurrency: 4096 },
+    traffic: { inputTokens: 256, outputTokens: 256, concurrency: 4096 },
   },
   {
     title: 'DeepSeek-V3, 32 × H100, memory to spare, very skewed',
     ...DEEPSEEK,
     sigma: 2,
-    traffic: { inputTokens: 256, outputTokens: 512, concurrency: 4096 },
+    traffic: { inputTokens: 256, outputTokens: 256, concurrency: 4096 },
   },
   {
     title: 'DeepSeek-V3, 32 × H100, memory to spare, even',
     ...DEEPSEEK,
     sigma: 0.3,
-    traffic: { inputTokens: 256, outputTokens: 512, concurrency: 2048 },
+    traffic: { inputTokens: 256, outputTokens: 256, concurrency: 2048 },
   },
   {
     title: 'DeepSeek-V3, 32 × H100, memory short, skewed',
     ...DEEPSEEK,
     sigma: 1,
-    traffic: { inputTokens: 4096, outputTokens: 512, concurrency: 3200 },
+    traffic: { inputTokens: 4096, outputTokens: 256, concurrency: 3200 },
   },
 ];
 const SMALL: Case = {

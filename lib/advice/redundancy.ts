@@ -16,7 +16,7 @@ import type { DemandRange, RedundancyAdvice, RedundancyCandidate, RedundancyOpti
 import { simulateCandidate } from './verify.js';
 
 /** Demands for memory are looked at from so many times the given one, in steps; where advice changes is found to within a part. */
-const DEMAND = { least: 1 / 16, most: 16, step: Math.SQRT2, within: 1.02 };
+const DEMAND = { least: 1 / 8, most: 8, step: 2 ** 0.25, within: 1.02 };
 
 /** One candidate, planned. */
 interface Weighed {
@@ -81,9 +81,9 @@ class Advisor {
     for (const slots of candidates) weighed.push(await this.#weigh(slots));
     const { concurrency, note } = this.#concurrency(weighed[0]!.whole);
     const demand: Demand = { concurrency, kvTokensPerRequest: traffic.kvTokensPerRequest };
-    const { chosen, gains } = this.#choose(weighed, demand);
+    const { chosen: alone, gains } = this.#choose(weighed, demand);
     const told = weighed.map((one, n) => this.#tell(one, demand, gains[n]!));
-    const ranges = await this.#ranges(weighed, demand);
+    const { ranges, chosen } = await this.#ranges(weighed, demand);
     await this.#progress();
     const best = told.map((_, n) => n).sort((a, b) => told[b]!.gainShare - told[a]!.gainShare || a - b);
     await this.#verify(told, [...new Set([0, chosen, ...best])], demand);
@@ -96,7 +96,15 @@ class Advisor {
       concurrency,
       kvTokensWanted: (concurrency / shape.ranks) * traffic.kvTokensPerRequest,
       demand: ranges,
-      notes: [...this.#notes(), ...(note === undefined ? [] : [note])],
+      notes: [
+        ...this.#notes(),
+        ...(note === undefined ? [] : [note]),
+        ...(chosen === alone
+          ? []
+          : [
+              `${told[alone]!.redundantExperts} redundant experts seem to win, but lose where less memory is wanted`,
+            ]),
+      ],
     };
   }
 
@@ -185,32 +193,38 @@ class Advisor {
     };
   }
 
-  /** What is advised as requests of the same number want less memory, or more. */
+  /**
+   * What is advised as requests of the same number want more and more memory, up to and beyond what they do. More is never advised
+   * than at a lower demand: where all caches are short alike redundancy may seem to win again, and that is no place to trust a model.
+   */
   async #ranges(
     weighed: readonly Weighed[],
     { concurrency, kvTokensPerRequest: own }: Demand,
-  ): Promise<DemandRange[]> {
+  ): Promise<{ ranges: DemandRange[]; chosen: number }> {
     const each = concurrency / this.#checked.shape.ranks;
-    const advised = (kvTokensPerRequest: number) =>
-      weighed[this.#choose(weighed, { concurrency, kvTokensPerRequest }).chosen]!.slots.redundantExperts;
-    let from = own * DEMAND.least;
+    const choice = (kvTokensPerRequest: number) =>
+      this.#choose(weighed, { concurrency, kvTokensPerRequest }).chosen;
     // Beyond it some candidate could not hold one request.
-    const most = Math.min(own * DEMAND.most, ...weighed.map(({ slots }) => slots.kvTokens));
-    const ranges: DemandRange[] = [{ fromKvTokens: each * from, redundantExperts: advised(from) }];
-    for (let to = from * DEMAND.step; to <= most; from = to, to *= DEMAND.step) {
+    const most = Math.max(own, Math.min(own * DEMAND.most, ...weighed.map(({ slots }) => slots.kvTokens)));
+    const looks = [own, ...powersWithin(DEMAND.step, own * DEMAND.least, most)].sort((a, b) => a - b);
+    const ranges: DemandRange[] = [];
+    let [fewest, chosen] = [weighed.length, 0];
+    for (const [n, look] of looks.entries()) {
       await this.#breathe();
-      const redundantExperts = advised(to);
-      const last = ranges.at(-1)!.redundantExperts;
-      if (redundantExperts === last) continue;
-      let [low, high] = [from, to];
-      while (high / low > DEMAND.within) {
-        const middle = Math.sqrt(low * high);
-        if (advised(middle) === last) low = middle;
-        else high = middle;
+      const now = choice(look);
+      if (now < fewest) {
+        let [low, high] = [n === 0 ? look : looks[n - 1]!, look];
+        while (high / low > DEMAND.within) {
+          const middle = Math.sqrt(low * high);
+          if (choice(middle) >= fewest) low = middle;
+          else high = middle;
+        }
+        fewest = now;
+        ranges.push({ fromKvTokens: each * high, redundantExperts: weighed[now]!.slots.redundantExperts });
       }
-      ranges.push({ fromKvTokens: each * high, redundantExperts });
+      if (look === own) chosen = fewest;
     }
-    return ranges;
+    return { ranges, chosen };
   }
 
   async #verify(told: RedundancyCandidate[], order: number[], demand: Demand): Promise<void> {
@@ -262,4 +276,11 @@ class Advisor {
 
 function round(tokens: number): number {
   return Number(tokens.toPrecision(4));
+}
+
+/** Whole powers of a step between two values, rising: the same ones whatever the values. */
+function powersWithin(step: number, least: number, most: number): number[] {
+  const from = Math.ceil(Math.log(least) / Math.log(step));
+  const to = Math.floor(Math.log(most) / Math.log(step));
+  return Array.from({ length: Math.max(0, to - from + 1) }, (_, n) => step ** (from + n));
 }

@@ -54,8 +54,9 @@ export class SteadyState {
 
   of(load: PlacedLoad, { concurrency, kvTokensPerRequest }: Demand, kvTokens: number): Steady {
     const { ranks } = this.#shape;
-    const batch = batchOf(concurrency / ranks, Math.min(kvTokens / kvTokensPerRequest, this.#mostBatch));
-    const step = this.#step(load, batch, kvTokensPerRequest);
+    const [wanted, fit] = [concurrency / ranks, kvTokens / kvTokensPerRequest];
+    const batch = batchOf(wanted, Math.min(fit, this.#mostBatch));
+    const step = this.#step(load, batch, kvTokensPerRequest, shareAbove(wanted, fit));
     const { outputTokens } = this.#traffic;
     // The first token of an answer is the prefill's.
     const tokensPerMs = ((ranks * batch) / step.stepMs) * (outputTokens / (outputTokens - 1));
@@ -75,7 +76,7 @@ export class SteadyState {
     const { kvTokensPerRequest, outputTokens } = this.#traffic;
     const { ranks } = this.#shape;
     const carries = (batch: number) =>
-      (ranks * batch * 1000) / this.#step(load, batch, kvTokensPerRequest).stepMs >=
+      (ranks * batch * 1000) / this.#step(load, batch, kvTokensPerRequest, 0).stepMs >=
       requestsPerSecond * (outputTokens - 1);
     if (!carries(this.#mostBatch)) return { concurrency: ranks * this.#mostBatch, carried: false };
     let [low, high] = [0, this.#mostBatch];
@@ -87,12 +88,20 @@ export class SteadyState {
     return { concurrency: ranks * high, carried: true };
   }
 
-  /** The mean of a step's time over the chunks of prefill that may fall into it. */
-  #step(load: PlacedLoad, batch: number, context: number): Pick<Steady, 'stepMs' | 'moeMs' | 'decode'> {
+  /**
+   * The mean of a step's time over the chunks of prefill that may fall into it. While the cache is full, what ended requests free goes
+   * to prompts, and what the others grow by is taken by preemption: a token is computed again for each one that is generated.
+   */
+  #step(
+    load: PlacedLoad,
+    batch: number,
+    context: number,
+    fullShare: number,
+  ): Pick<Steady, 'stepMs' | 'moeMs' | 'decode'> {
     const { inputTokens, outputTokens } = this.#traffic;
     const { ranks } = this.#shape;
     const parts = Math.ceil(inputTokens / (this.#budget - batch));
-    const chunks = ((ranks * batch) / (outputTokens - 1)) * parts;
+    const chunks = ranks * batch * parts * (1 / (outputTokens - 1) + fullShare / inputTokens);
     let stepMs = 0;
     let moeMs = 0;
     for (const [number, weight] of chunkNumbers(chunks)) {
@@ -194,6 +203,11 @@ export function batchOf(wanted: number, most: number): number {
   const spread = Math.sqrt(wanted);
   const z = (most - wanted) / spread;
   return Math.max(0, wanted - spread * (density(z) - z * (1 - cumulative(z))));
+}
+
+/** That N about `wanted` with the spread of a Poisson number is above `most`. */
+export function shareAbove(wanted: number, most: number): number {
+  return 1 - cumulative((most - wanted) / Math.sqrt(wanted));
 }
 
 /** Numbers of chunks in a step with their weights, which add up to 1; the mean is kept. */

@@ -4,7 +4,7 @@ import { choose } from '../../lib/advice/choose.js';
 import { type Counts, splitCounts } from '../../lib/advice/counts.js';
 import { PlacedLoad } from '../../lib/advice/placed-load.js';
 import { adviseRedundancy } from '../../lib/advice/redundancy.js';
-import { batchOf, chunkNumbers, chunksOnRanks } from '../../lib/advice/steady-state.js';
+import { batchOf, chunkNumbers, chunksOnRanks, shareAbove } from '../../lib/advice/steady-state.js';
 import type { RedundancyOptions } from '../../lib/advice/types.js';
 import { GimbalError } from '../../lib/errors.js';
 import { planPlacement } from '../../lib/planner.js';
@@ -71,6 +71,12 @@ describe('the parts of redundancy advice', () => {
     expect(batchOf(1000, 20)).toBeCloseTo(20, 6);
     // A Poisson number of mean 100 falls short of a limit of 100 by 10 times the density of the normal at 0.
     expect(batchOf(100, 100)).toBeCloseTo(100 - 10 * 0.398942, 4);
+    expect(
+      [shareAbove(100, 100), shareAbove(100, 200), shareAbove(100, 10)].map(
+        (share) => Math.round(share * 1e6) / 1e6,
+      ),
+    ).toEqual([0.5, 0, 1]);
+    expect(shareAbove(100, 110)).toBeCloseTo(0.158655, 5);
   });
 
   it.each([0.3, 2, 4, 7.5, 40])('%s chunks a step have weights that add up, and keep the mean', (mean) => {
@@ -438,6 +444,20 @@ describe('adviseRedundancy', () => {
     expect(Math.abs(advised! / leanest! - 1 - verified[1]!.gainShare)).toBeLessThan(0.1);
   });
 
+  it('simulates a candidate with the memory that it leaves to requests of their size', async () => {
+    // 12.5 of 50 requests fit beside a slot more; they hold 100 tokens each, the simulator's own some 70.
+    const traffic = { inputTokens: 20, outputTokens: 101, concurrency: 50 * RANKS, kvTokensPerRequest: 100 };
+    const options = optionsOf(HOT, withTokens(5000), { traffic, candidates: [0, 4], simulate: 2 });
+    const [leanest, four] = (await adviseRedundancy(options)).candidates;
+    const rates = [leanest!, four!].map(({ simulated }) => simulated!.outputTokensPerSecond);
+    expect(rates[1]! / rates[0]!).toBeLessThan(0.8);
+    expect(Math.abs(four!.outputTokensPerSecond / rates[1]! - 1)).toBeLessThan(0.3);
+    const larger = { ...options, traffic: { ...traffic, kvTokensPerRequest: 200 }, simulate: 1 };
+    const [again] = (await adviseRedundancy(larger)).candidates;
+    expect(again!.simulated!.outputTokensPerSecond / rates[0]!).toBeLessThan(0.9);
+    expect(four!.simulated!.msPerOutputToken).toBeCloseTo((200 * 1000) / rates[1]!, 6);
+  });
+
   it('tells how far it is, and stops at the signal', async () => {
     const told: [number, number][] = [];
     const onProgress = ({ done, total }: { done: number; total: number }) => told.push([done, total]);
@@ -452,6 +472,13 @@ describe('adviseRedundancy', () => {
       onProgress: ({ done }: { done: number }) => done === 3 && abort.abort(),
     };
     await expect(adviseRedundancy(optionsOf(HOT, withTokens(100_000), stops))).rejects.toThrow(/abort/i);
+    // After the last plan, while demands are looked at.
+    const late = new AbortController();
+    const stopsLate = {
+      signal: late.signal,
+      onProgress: ({ done }: { done: number }) => done === 25 && late.abort(),
+    };
+    await expect(adviseRedundancy(optionsOf(HOT, withTokens(100_000), stopsLate))).rejects.toThrow(/abort/i);
   });
 
   const traffic = { inputTokens: 20, outputTokens: 101 };
