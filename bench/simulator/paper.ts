@@ -31,7 +31,7 @@ const TRAFFIC = {
   'long prompts': {
     meanInputTokens: 4096,
     meanOutputTokens: 128,
-    shapes: ['random'] as LengthShape[],
+    shapes: ['random', 'two-end'] as LengthShape[],
     loads: [0.7, 0.85, 0.95, 1.05],
   },
 } as const;
