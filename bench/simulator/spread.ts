@@ -81,7 +81,7 @@ async function runs(
   seeds: readonly number[],
   routing: SimulatedRouting,
   rankStickiness: number,
-  placement: 'static' | 'gimbal',
+  placement: 'static' | 'periodic',
 ): Promise<SimulationResult[]> {
   const results: SimulationResult[] = [];
   for (const seed of seeds) {
