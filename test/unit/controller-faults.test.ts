@@ -172,6 +172,17 @@ describe('a hook', () => {
     expect(controller.placement).toContain(-1);
   });
 
+  it('that has failed for long does not keep a plan for GPUs that are lost now waiting', async () => {
+    const of = rig({}, { ...SMALL, slotsPerGpu: 4 });
+    of.engines.faults = ['half', 'half', 'half'];
+    const { controller } = await first(of);
+    of.clock.advance(RULES.minIntervalMs);
+    await controller.look();
+    expect(await controller.look()).toMatchObject({ reason: 'backing-off' });
+    controller.setDeadGpus([3]);
+    expect(await controller.look()).toMatchObject({ decision: 'committed', reason: 'gpus-changed' });
+  });
+
   it('that failed for GPUs that have come back meanwhile is rolled back then', async () => {
     const of = rig({}, { ...SMALL, slotsPerGpu: 4 });
     const { controller } = await first(of);
