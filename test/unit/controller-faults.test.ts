@@ -172,6 +172,19 @@ describe('a hook', () => {
     expect(controller.placement).toContain(-1);
   });
 
+  it('that takes no rollback, with the plan before in force, is left in peace', async () => {
+    const of = rig();
+    const { controller } = await first(of);
+    of.clock.advance(RULES.minIntervalMs);
+    of.statistics.reset();
+    observeSkewed(of.statistics, SMALL, 5);
+    const before = controller.planId;
+    of.engines.faults = ['hang', 'refuse'];
+    expect(await controller.look()).toMatchObject({ decision: 'rolled-back' });
+    expect(controller.planId).toBe(before);
+    expect(controller.status().state).toBe('watching');
+  });
+
   it('that has failed for long does not keep a plan for GPUs that are lost now waiting', async () => {
     const of = rig({}, { ...SMALL, slotsPerGpu: 4 });
     of.engines.faults = ['half', 'half', 'half'];
