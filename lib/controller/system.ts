@@ -111,11 +111,8 @@ export class System {
   /** The gateway's part of it; the controller's waits for a restart. */
   async reload(next: RunConfig): Promise<string[]> {
     const later = await this.gateway.reload(next);
-    const isSame = JSON.stringify(next.controller) === JSON.stringify(this.#config.controller);
     this.#config = { ...next, controller: this.#config.controller };
-    if (isSame) return later;
-    this.gateway.log.info({ needRestart: ['controller'] }, 'the controller goes on as it is');
-    return [...later, 'controller'];
+    return later;
   }
 
   reloadFailed(error: Error): void {
