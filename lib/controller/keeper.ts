@@ -126,6 +126,14 @@ export class Keeper {
     await this.record({ ...patch, failures, failedAtMs: this.#clock.wallMs() });
   }
 
+  /** Other GPUs are dead than before. What failed before that says nothing of a plan for them. */
+  async sawGpus(deadGpus: number[]): Promise<void> {
+    this.#failedMs = undefined;
+    const { failedAtMs: _, ...state } = this.#state;
+    this.#state = state;
+    await this.record({ deadGpus, failures: 0 });
+  }
+
   /** What was only looked at is not worth a write. */
   note(record: DecisionRecord): void {
     const decisions = [record, ...this.#state.decisions].slice(0, MOST_RECORDS);

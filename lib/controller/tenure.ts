@@ -122,7 +122,7 @@ export class Tenure {
   async #lookOrFail(sighting: Sighting): Promise<Result> {
     try {
       const { deadGpus } = sighting;
-      if (!same(this.keeper.state.deadGpus, deadGpus)) await this.keeper.record({ deadGpus });
+      if (!same(this.keeper.state.deadGpus, deadGpus)) await this.keeper.sawGpus(deadGpus);
       await this.keeper.flush();
       return (await this.#settle(sighting)) ?? (await this.#decide(sighting));
     } catch (error) {

@@ -172,6 +172,30 @@ describe('a hook', () => {
     expect(controller.placement).toContain(-1);
   });
 
+  it('that takes no rollback, with the plan before in force, is left in peace', async () => {
+    const of = rig();
+    const { controller } = await first(of);
+    of.clock.advance(RULES.minIntervalMs);
+    of.statistics.reset();
+    observeSkewed(of.statistics, SMALL, 5);
+    const before = controller.planId;
+    of.engines.faults = ['hang', 'refuse'];
+    expect(await controller.look()).toMatchObject({ decision: 'rolled-back' });
+    expect(controller.planId).toBe(before);
+    expect(controller.status().state).toBe('watching');
+  });
+
+  it('that has failed for long does not keep a plan for GPUs that are lost now waiting', async () => {
+    const of = rig({}, { ...SMALL, slotsPerGpu: 4 });
+    of.engines.faults = ['half', 'half', 'half'];
+    const { controller } = await first(of);
+    of.clock.advance(RULES.minIntervalMs);
+    await controller.look();
+    expect(await controller.look()).toMatchObject({ reason: 'backing-off' });
+    controller.setDeadGpus([3]);
+    expect(await controller.look()).toMatchObject({ decision: 'committed', reason: 'gpus-changed' });
+  });
+
   it('that failed for GPUs that have come back meanwhile is rolled back then', async () => {
     const of = rig({}, { ...SMALL, slotsPerGpu: 4 });
     const { controller } = await first(of);

@@ -262,8 +262,13 @@ describe('two controllers', () => {
 
   it('of which one holds on to an old token cannot write over the other', async () => {
     const of = rig();
+    const warnings: string[] = [];
+    const logger = {
+      info: () => {},
+      warn: (fields: object, message: string) => warnings.push(`${message} ${JSON.stringify(fields)}`),
+    };
     const leases = [0, 1].map(() => new HandLease());
-    const [first, second] = leases.map((lease) => of.again({ lease }));
+    const [first, second] = leases.map((lease) => of.again({ lease, logger }));
     closers.push(
       () => first!.stop(),
       () => second!.stop(),
@@ -283,8 +288,11 @@ describe('two controllers', () => {
     expect(first!.status().state).toBe('waiting-for-lease');
     expect(of.engines.changes).toHaveLength(1);
     expect(fs.readFileSync(of.options.stateFile, 'utf8')).toBe(kept);
-    // Nor can it take over again by that token.
+    // Nor can it take over again by that token, and it says why.
     expect(await first!.look()).toBeUndefined();
+    expect(warnings.at(-1)).toMatch(
+      /cannot take over .*a token of at least 2 but received 1 \(.*the lease was reset/,
+    );
     expect(await second!.look()).toMatchObject({ decision: 'committed' });
     expect(of.engines.changes.map(({ fencingToken }) => fencingToken)).toEqual([1, 2]);
   });
