@@ -178,6 +178,8 @@ export class Tenure {
       this.#wouldHave = { atMs: situation.nowMs, deadGpus: sighting.deadGpus };
       return { ...told, decision: 'would-commit' };
     }
+    // From here on a stop waits.
+    this.#planning.signal.throwIfAborted();
     return await this.#commit(situation, finding, told);
   }
 

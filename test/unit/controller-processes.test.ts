@@ -235,28 +235,30 @@ describe.skipIf(NO_REDIS)('a lease in Redis', () => {
 describe('two controllers', () => {
   it('do not both act, and the next one takes over what the first was about', async () => {
     const of = rig();
-    const leases = [0, 1].map(() => new HandLease());
-    const [first, second] = leases.map((lease) => of.again({ lease }));
+    const leases = [new HandLease(), new HandLease()] as const;
+    // The first one's hook cannot tell what is in force: nothing but the lease keeps it from the commit.
+    const first = of.again({ lease: leases[0], apply: { apply: (change) => of.engines.apply(change) } });
+    const second = of.again({ lease: leases[1] });
     closers.push(
-      () => first!.stop(),
-      () => second!.stop(),
+      () => first.stop(),
+      () => second.stop(),
     );
-    await first!.start();
-    await second!.start();
-    expect(first!.status().state).toBe('waiting-for-lease');
-    expect(await first!.look()).toBeUndefined();
-    leases[0]!.give(1);
+    await first.start();
+    await second.start();
+    expect(first.status().state).toBe('waiting-for-lease');
+    expect(await first.look()).toBeUndefined();
+    leases[0].give(1);
     // The lease goes while the engines are at it: the hook ends, but nothing is committed.
-    of.engines.faults = [() => leases[0]!.take()];
-    expect(await first!.look()).toBeUndefined();
-    expect(first!.status().state).toBe('waiting-for-lease');
+    of.engines.faults = [() => leases[0].take()];
+    expect(await first.look()).toBeUndefined();
+    expect(first.status().state).toBe('waiting-for-lease');
     expect(of.engines.changes).toHaveLength(1);
-    expect(first!.planId, 'nor said to be').not.toBe(of.engines.planId);
-    leases[1]!.give(2);
-    await second!.look();
-    expect(second!.planId).toBe(of.engines.planId);
-    expect(second!.placement).toEqual(of.engines.placement);
-    expect(second!.status().fencingToken).toBe(2);
+    expect(first.planId, 'nor said to be').not.toBe(of.engines.planId);
+    leases[1].give(2);
+    await second.look();
+    expect(second.planId).toBe(of.engines.planId);
+    expect(second.placement).toEqual(of.engines.placement);
+    expect(second.status().fencingToken).toBe(2);
     expect(of.engines.changes[0]!.fencingToken).toBe(1);
   });
 

@@ -112,6 +112,25 @@ describe('a look', () => {
     expect(controller.status().preview!.gainMs).toBeGreaterThan(0);
   });
 
+  it('that is planning when the controller stops begins nothing', async () => {
+    const of = rig();
+    const evaluate = of.statistics.counts.bind(of.statistics);
+    let stopped: Promise<void> | undefined;
+    let counted = 0;
+    // While the audit counts, the last thing before the change.
+    of.statistics.counts = () => {
+      counted += 1;
+      if (counted === 2) stopped = of.controller.stop();
+      return evaluate();
+    };
+    await begin(of.controller);
+    expect(await of.controller.look()).toBeUndefined();
+    await stopped;
+    expect(of.engines.changes).toEqual([]);
+    expect(of.controller.status().state).toBe('stopped');
+    await expect(of.controller.start()).rejects.toMatchObject({ code: 'GIMBAL_INVALID_INPUT' });
+  });
+
   it('is made once for all who ask at the same time', async () => {
     const { controller, engines } = rig();
     await begin(controller);
