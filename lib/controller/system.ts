@@ -2,21 +2,17 @@
  * The closed loop as one process: the gateway serves and counts where tokens are routed, the controller places experts by that, and
  * each tells the other what it does. Here they meet, and nowhere else.
  */
-
 import { present } from '../gateway/config.js';
 import { Gateway, type GatewayOptionsBeside, type GatewayUrls } from '../gateway/gateway.js';
 import { statisticsOptions } from '../gateway/routing/config.js';
 import { Controller } from './controller.js';
+import { DECISION_DEFAULTS } from './decide.js';
 import { DispatchedStatistics, DispatchShares } from './dispatched.js';
 import { Feedback } from './feedback.js';
 import { ControllerPages } from './pages.js';
 import { type Hook, hookOf, leaseOf } from './parts.js';
-import type { RunConfig } from './run-config.js';
-import { initialPlacement, migrationOf, modelOf } from './run-config.js';
+import { initialPlacement, migrationOf, modelOf, type RunConfig } from './run-config.js';
 import type { Lease } from './types.js';
-
-/** Shares follow the dispatcher as fast as plans are taken to serve. */
-const HORIZON_MS = 600_000;
 
 interface Made {
   gateway: Gateway;
@@ -39,7 +35,9 @@ export class System {
     const model = modelOf(config);
     const initial = await initialPlacement(config, model);
     const { controller, routing, servers } = config;
-    const shares = new DispatchShares(model.sources, (controller.rules.horizonMs ?? HORIZON_MS) / 2);
+    // Shares follow the dispatcher as fast as plans are taken to serve.
+    const { horizonMs = DECISION_DEFAULTS.horizonMs } = controller.rules;
+    const shares = new DispatchShares(model.sources, horizonMs / 2);
     const statistics = new DispatchedStatistics(statisticsOptions(routing!, servers), shares);
     const gateway = await Gateway.create(config, { ...beside, statistics });
     return new System(config, { gateway, statistics, shares, initial, lease: await leaseOf(controller) });
@@ -50,48 +48,22 @@ export class System {
     this.gateway = gateway;
     const model = modelOf(config);
     const { log, metrics, fleet } = gateway;
-    const { registry } = metrics;
-    const { controller: options, routing } = config;
-    this.#hook = hookOf(options, { log, registry });
+    this.#hook = hookOf(config.controller, { log, registry: metrics.registry });
     this.controller = new Controller({
+      ...controllerOptions(config),
       problem: model,
       statistics,
       initial,
       apply: this.#hook.apply,
-      stateFile: options.stateFile,
-      migration: migrationOf(options),
-      rules: present(options.rules),
-      plan: present(options.plan),
-      shadow: options.shadow,
-      intervalMs: options.intervalMs,
-      applyTimeoutMs: options.applyTimeoutMs,
-      verifyTimeoutMs: options.verifyTimeoutMs,
       tokensPerSecond: () => metrics.tokensPerSecond,
-      // Nothing is drawn where all is pushed.
-      sampledShare: routing!.share || 1,
       logger: log,
-      registry,
-      ...(options.export === undefined
-        ? {}
-        : { exportFile: options.export.file, exportFormat: options.export.format }),
-      ...present({
-        overdispersion: options.overdispersion,
-        resamples: options.resamples,
-        statisticsFile: options.statisticsFile,
-        lease,
-      }),
+      registry: metrics.registry,
+      ...present({ lease }),
     });
+    const servers = () => this.#config.servers;
     this.#feedback = new Feedback(
-      {
-        fleet,
-        statistics,
-        controller: this.controller,
-        shares,
-        model,
-        servers: () => this.#config.servers,
-        log,
-      },
-      options.feedbackMs,
+      { fleet, statistics, controller: this.controller, shares, model, servers, log },
+      config.controller.feedbackMs,
     );
     gateway.attach({
       pages: [new ControllerPages(this.controller), ...this.#hook.pages],
@@ -111,11 +83,8 @@ export class System {
   /** The gateway's part of it; the controller's waits for a restart. */
   async reload(next: RunConfig): Promise<string[]> {
     const later = await this.gateway.reload(next);
-    const isSame = JSON.stringify(next.controller) === JSON.stringify(this.#config.controller);
     this.#config = { ...next, controller: this.#config.controller };
-    if (isSame) return later;
-    this.gateway.log.info({ needRestart: ['controller'] }, 'the controller goes on as it is');
-    return [...later, 'controller'];
+    return later;
   }
 
   reloadFailed(error: Error): void {
@@ -129,4 +98,24 @@ export class System {
     if (this.#hook.pages.length > 0) await stopped;
     await Promise.all([stopped, this.gateway.close()]);
   }
+}
+
+/** Those that are words of the configuration. */
+function controllerOptions({ controller, routing }: RunConfig) {
+  const { stateFile, shadow, intervalMs, applyTimeoutMs, verifyTimeoutMs } = controller;
+  const { overdispersion, resamples, statisticsFile } = controller;
+  return {
+    stateFile,
+    shadow,
+    intervalMs,
+    applyTimeoutMs,
+    verifyTimeoutMs,
+    migration: migrationOf(controller),
+    rules: present(controller.rules),
+    plan: present(controller.plan),
+    // Nothing is drawn where all is pushed.
+    sampledShare: routing!.share || 1,
+    ...present({ overdispersion, resamples, statisticsFile }),
+    ...present({ exportFile: controller.export?.file, exportFormat: controller.export?.format }),
+  };
 }

@@ -37,6 +37,8 @@ const UNAVAILABLE: readonly number[] = [502, 503, 504];
 const WORTH_ANOTHER: readonly number[] = [429, 500, ...UNAVAILABLE];
 const LOST_STATUS = 502;
 const ERRORS_FROM = 400;
+/** Whose answers may say where tokens were routed. */
+const ROUTED_PATHS: readonly InferencePath[] = ['/v1/chat/completions', '/v1/completions'];
 /** In ASCII; what is not above it is space to JSON, or not JSON at all. */
 const SPACE = 0x20;
 const [OPENING_BRACE, CLOSING_BRACE] = [0x7b, 0x7d];
@@ -256,8 +258,9 @@ class Exchange {
 
   #drawsRouting({ routedExperts }: Inspected): boolean {
     const { routing } = this.#parts;
+    if (routing === undefined || !ROUTED_PATHS.includes(this.#call.path)) return false;
     // Where a client wants some tokens, which ones it were cannot be told from the answer.
-    return routing !== undefined && routedExperts !== 'some' && routing.draws(this.#requestId);
+    return routedExperts !== 'some' && routing.draws(this.#requestId);
   }
 
   #filterFor({ routedExperts }: Inspected): RoutedExpertsFilter | undefined {

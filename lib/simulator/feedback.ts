@@ -116,21 +116,24 @@ export class Feedback {
   }
 
   /**
-   * A token's experts: one draw lays marks at distances of 1 along the chances, which add up to k, so each expert is chosen as
-   * often as its chance says, and none twice. Where rounding leaves the end of the last chance below a mark, it is the last expert's.
+   * A token's experts: one draw lays k marks at equal distances along the chances, which add up to about k, so each expert is chosen
+   * as often as its chance says, and none twice.
    */
   #draw(profile: number, layer: number, into: Uint16Array, at: number): void {
     const { layers, experts, chance } = this.#tables;
     const from = (profile * layers + layer) * experts;
-    let mark = this.#random.uniform();
+    let total = 0;
+    for (let e = 0; e < experts; e++) total += chance[from + e]!;
+    const distance = total / this.#topK;
+    let mark = this.#random.uniform() * distance;
     let chosen = 0;
     let running = 0;
     for (let e = 0; e < experts && chosen < this.#topK; e++) {
       running += chance[from + e]!;
-      if (running <= mark && e < experts - 1) continue;
+      if (running <= mark) continue;
       into[at + chosen] = e;
       chosen += 1;
-      mark += 1;
+      mark += distance;
     }
   }
 }

@@ -99,6 +99,40 @@ void Scheduler::observe(const EngineSample& sample, int64_t now_us) {
   refresh(sample.engine);
 }
 
+// Of requests whose first token nobody tells, those that the sample does not count as waiting have got it: all but the newest
+// `waiting`, and of these one is perhaps being worked on until it is due.
+void Scheduler::settle_silent(int32_t i, int32_t waiting, int64_t time_us, int64_t now_us) {
+  int32_t newer = 0;
+  for (int32_t t = details(i).last; t != kNone;) {
+    const int32_t previous = ticket(t).previous;
+    if (ticket(t).dispatched_us <= time_us - kOnTheWayUs) {
+      const bool may_be_next = newer == waiting && ticket(t).due_us > time_us;
+      if (newer >= waiting && !may_be_next && !ticket(t).streams) settle(t, now_us);
+      ++newer;
+    }
+    t = previous;
+  }
+}
+
+void Scheduler::restarted(int32_t i, int64_t now_us) {
+  forget_before(i, now_us, now_us);
+  details(i).preemptions = EngineSample::kUnknown;
+}
+
+void Scheduler::forget_before(int32_t i, int64_t time_us, int64_t now_us) {
+  for (int32_t t = details(i).first; t != kNone;) {
+    const int32_t next = ticket(t).next;
+    if (ticket(t).dispatched_us <= time_us) settle(t, now_us);
+    t = next;
+  }
+  details(i).foreign_us = 0;
+  anchor(i, now_us);
+  prefixes_.forget(i);
+  for (Session& session : sessions_) {
+    if (session.engine == i) session = Session();
+  }
+}
+
 // ---- the placement side
 
 void Scheduler::set_expert_pressure(const ExpertPressure& pressure, int64_t time_us, int64_t now_us) {
@@ -135,41 +169,7 @@ void Scheduler::forget_experts(int64_t now_us) {
   }
 }
 
-// ---- samples, continued
-
-// Of requests whose first token nobody tells, those that the sample does not count as waiting have got it: all but the newest
-// `waiting`, and of these one is perhaps being worked on until it is due.
-void Scheduler::settle_silent(int32_t i, int32_t waiting, int64_t time_us, int64_t now_us) {
-  int32_t newer = 0;
-  for (int32_t t = details(i).last; t != kNone;) {
-    const int32_t previous = ticket(t).previous;
-    if (ticket(t).dispatched_us <= time_us - kOnTheWayUs) {
-      const bool may_be_next = newer == waiting && ticket(t).due_us > time_us;
-      if (newer >= waiting && !may_be_next && !ticket(t).streams) settle(t, now_us);
-      ++newer;
-    }
-    t = previous;
-  }
-}
-
-void Scheduler::restarted(int32_t i, int64_t now_us) {
-  forget_before(i, now_us, now_us);
-  details(i).preemptions = EngineSample::kUnknown;
-}
-
-void Scheduler::forget_before(int32_t i, int64_t time_us, int64_t now_us) {
-  for (int32_t t = details(i).first; t != kNone;) {
-    const int32_t next = ticket(t).next;
-    if (ticket(t).dispatched_us <= time_us) settle(t, now_us);
-    t = next;
-  }
-  details(i).foreign_us = 0;
-  anchor(i, now_us);
-  prefixes_.forget(i);
-  for (Session& session : sessions_) {
-    if (session.engine == i) session = Session();
-  }
-}
+// ---- sums
 
 // What so many requests would have to compute, as those do that were sent of late.
 int64_t Scheduler::mean_tokens(int32_t requests) const {

@@ -193,6 +193,16 @@ describe('SGLang', () => {
   });
 });
 
+describe('requests without a word of routing', () => {
+  it.each(['/v1/embeddings', '/v1/responses'])('are not asked of SGLang: %s', async (path) => {
+    const { standIn, url, ...running } = await start({ kind: 'sglang' });
+    const { status } = await ask(url, { model: 'stand-in', input: 'Hello' }, { path });
+    expect(status).toBe(200);
+    expect(standIn.requests[0]!.body).not.toHaveProperty('return_routed_experts');
+    expect(await metric(running.adminUrl, 'gimbal_routing_samples_total')).toBeUndefined();
+  });
+});
+
 describe('the statistics over HTTP', () => {
   const COUNTS = '/v1/statistics/counts';
   const pushed = { source: 1, layers: 3, experts: 8, k: 2, counts: new Uint32Array(24).fill(3) };

@@ -169,26 +169,28 @@ describe('gimbal run', { timeout: 120_000 }, () => {
     expect(history).toEqual([]);
   });
 
-  it('serves engines that ask for their placement, with a key', async () => {
+  it('serves engines that ask for their placement, with a key, and goes on as it is when its part of the file changes', async () => {
     const { url } = await stage.standIn({ ranks: 2, routing: MODEL });
-    const system = await System.create(
-      checkRunOptions({
-        servers: [{ url, ranks: 2 }],
-        listen: { port: 0 },
-        apiKeys: ['secret'],
-        log: { level: 'silent' },
-        routing: { layers: 3, experts: 8 },
-        controller: {
-          topology: { nodes: 1, gpusPerNode: 4, model: 'Mixtral-8x7B', hardware: 'H100' },
-          slotsPerGpu: 3,
-          hook: { service: true },
-          stateFile: join(folder, 'state.json'),
-        },
-      }),
-      { version: 'test' },
-    );
+    const options = {
+      servers: [{ url, ranks: 2 }],
+      listen: { port: 0 },
+      apiKeys: ['secret'],
+      log: { level: 'silent' },
+      routing: { layers: 3, experts: 8 },
+      controller: {
+        topology: { nodes: 1, gpusPerNode: 4, model: 'Mixtral-8x7B', hardware: 'H100' },
+        slotsPerGpu: 3,
+        hook: { service: true },
+        stateFile: join(folder, 'state.json'),
+      },
+    };
+    const system = await System.create(checkRunOptions(options), { version: 'test' });
     stage.onEnd(() => system.close());
     const { adminUrl } = await system.listen();
+    expect(await system.reload(checkRunOptions({ ...options, retries: 1 }))).toEqual([]);
+    const controller = { ...options.controller, slotsPerGpu: 4 };
+    expect(await system.reload(checkRunOptions({ ...options, controller }))).toEqual(['controller']);
+    expect(system.controller.status().slotsPerGpu).toBe(3);
     const get = (path: string, headers: Record<string, string> = {}) =>
       ask(adminUrl, '', { method: 'GET', path, headers });
     const key = { authorization: 'Bearer secret' };

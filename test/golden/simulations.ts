@@ -84,6 +84,15 @@ const CASES: Record<string, SimulationOptions> = {
     rearrangement: { oracleEveryMs: 200 },
     simulatedLayers: 1,
   },
+  'feedback, and affinity between nodes': {
+    ...BASE,
+    trace: randomTrace({ count: 300, gapMs: 8, seed: 2 }).map((one, n) => ({ ...one, tenant: n % 5 })),
+    dp: 4,
+    nodes: 2,
+    engine: { ...BASE.engine, allToAll: 'a2a-dedup' },
+    policy: { feedback: true, weights: { moe: 1, comm: 1 } },
+    rearrangement: { everySteps: 200, windowSteps: 50 },
+  },
 };
 
 export async function figuresNow(): Promise<PinnedFigures> {
