@@ -14,6 +14,12 @@ export {
   type Prospect,
   reasonToWait,
 } from './controller/decide.js';
+export { type CommandHookOptions, commandHook } from './controller/hooks/command.js';
+export { type FileHookOptions, fileHook } from './controller/hooks/file.js';
+export { type HttpHookOptions, httpHook } from './controller/hooks/http.js';
+export { type FileLeaseOptions, fileLease } from './controller/lease/file.js';
+export type { LeaseTimes } from './controller/lease/keeper.js';
+export { type RedisLeaseOptions, redisLease } from './controller/lease/redis.js';
 export type {
   ApplyHook,
   ControllerClock,

@@ -102,6 +102,11 @@ export class Changes {
         await this.#keeper.record({ committed, change: undefined });
         return undefined;
       }
+      // What it goes back to was in force all the time.
+      if (attempt.end === 'untouched') {
+        await this.#keeper.record({ change: undefined });
+        return undefined;
+      }
       error = attempt.error;
     } catch (thrown) {
       if (thrown instanceof LeaseLost) throw thrown;

@@ -70,10 +70,13 @@ export class Considering {
       return { decision: { rearrange: false, reason: 'too-little-data' }, detail };
     }
     const plan = await this.#plan(situation, counted, signal);
+    // Nothing to weigh: of a placement against itself only noise would be told.
+    if (!gpusChanged && plan.migrations === 0)
+      return { decision: { rearrange: false, reason: 'same-placement' }, plan };
     const schedule = await this.#schedule(situation, plan, signal);
     return gpusChanged
       ? { decision: { rearrange: true, reason: 'gpus-changed' }, plan, schedule, prospect: forced(plan) }
-      : await this.#weigh(situation, counted, plan, schedule);
+      : await this.#weigh(situation, counted, plan, schedule, signal);
   }
 
   /** The audit before a commit: what the newest counts say, since a plan takes its time. Undefined where nothing speaks against it. */
@@ -153,6 +156,7 @@ export class Considering {
     counted: Counted,
     plan: Plan,
     schedule: MigrationSchedule,
+    signal: AbortSignal,
   ): Promise<Finding> {
     const { rules, migration, overdispersion, resamples, plan: planOptions } = this.#options;
     const { history, tokensPerSecond } = situation;
@@ -162,7 +166,9 @@ export class Considering {
     // Another seed for every state of the statistics, the same for the same.
     const seed = Number(planOptions.seed ?? 0) + this.#options.statistics.tokensSeen;
     const of = { problem: counted.problem, incumbent, candidate, windows, overdispersion, resamples };
-    const judgement = await judge({ ...of, seed: seed % 2 ** 52 }, (...of) => this.#planner.evaluate(...of));
+    const judgement = await judge({ ...of, seed: seed % 2 ** 52 }, (problem, pair) =>
+      this.#planner.evaluate(problem, pair, { signal }),
+    );
     const lowerMs = plan.layers.reduce(
       (sum, { lowerBound }, l) => sum + (lowerBound * windows[l]!) / NS_PER_MS,
       0,

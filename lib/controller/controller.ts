@@ -2,15 +2,14 @@
  * The controller: looks at the statistics at an interval, decides whether another placement is worth its moves, and has the engines take
  * it. What one look does is tenure.ts's; here is when to look, who may act, and what to tell.
  */
-import { Registry } from 'prom-client';
-import { atLeastZero } from '../checks.js';
+import { atLeastZero, invalid } from '../checks.js';
 import { Planner } from '../planner.js';
 import { tell } from '../telemetry/listeners.js';
 import { deadGpus as checkDeadGpus } from '../validate.js';
 import { Considering } from './consider.js';
 import { type Heat, heatOf } from './heat.js';
 import { restoreStatistics, saveStatistics } from './kept-statistics.js';
-import { ControllerMetrics } from './metrics.js';
+import type { ControllerMetrics } from './metrics.js';
 import { type CheckedController, checkController } from './options.js';
 import { GrowthRate } from './rate.js';
 import { freshState, type KeptState, readState } from './state.js';
@@ -21,13 +20,14 @@ export class Controller {
   readonly #options: CheckedController;
   readonly #considering: Considering;
   readonly #planner = new Planner();
-  readonly #metrics: ControllerMetrics;
-  readonly #rate: GrowthRate;
+  #rate: GrowthRate;
+  #metrics: ControllerMetrics | undefined;
   #tokensPerSecond: CheckedController['tokensPerSecond'];
   #deadGpus: number[] | undefined;
   #tenure: Tenure | undefined;
   /** As it was last seen, for when there is no tenure. */
   #seen: KeptState;
+  #isOver = false;
   #run: 'stopped' | 'running' | 'stopping' = 'stopped';
   #heat: Heat = { imbalance: [], load: [] };
   #timer: NodeJS.Timeout | undefined;
@@ -42,27 +42,24 @@ export class Controller {
     this.#considering = new Considering(checked, this.#planner);
     this.#rate = new GrowthRate(clock.monotonicMs(), statistics.tokensSeen);
     this.#seen = freshState({ ...problem, initial, nowMs: clock.wallMs() });
-    this.#metrics = new ControllerMetrics(checked.registry ?? new Registry(), {
-      status: () => this.status(),
-      statistics: () => ({
-        ageMs: this.#rate.ageMs(clock.monotonicMs()),
-        tokens: statistics.tokensSeen,
-        tokensPerSecond: this.#tokenRate,
-      }),
-    });
   }
 
   /**
    * Reads what is kept, finishes what a controller before this one left open, and looks from now on. With a lease it waits for that
    * first, after this has resolved.
    *
-   * @throws GimbalError GIMBAL_FORMAT (a state file that is damaged, or of another model), GIMBAL_IO
+   * @throws GimbalError GIMBAL_FORMAT (a state file that is damaged, or of another model), GIMBAL_IO, GIMBAL_INVALID_INPUT (it has
+   *   been stopped)
    */
   async start(): Promise<void> {
     if (this.#run !== 'stopped') return;
-    const { lease, shadow, stateFile, problem } = this.#options;
+    if (this.#isOver) throw invalid('controller', 'one that has not been stopped', 'one that has');
+    const { lease, shadow, stateFile, problem, clock, statistics } = this.#options;
     const kept = await readState(stateFile, problem);
     await restoreStatistics(this.#options);
+    // From here on: what was restored did not come just now.
+    this.#rate = new GrowthRate(clock.monotonicMs(), statistics.tokensSeen);
+    await this.#startMetrics();
     this.#seen = kept ?? this.#seen;
     this.#run = 'running';
     try {
@@ -85,6 +82,7 @@ export class Controller {
     await saveStatistics(this.#options);
     await this.#options.lease?.close();
     this.#leave();
+    this.#isOver = true;
     this.#planner.close();
   }
 
@@ -180,6 +178,21 @@ export class Controller {
     else if (this.#run === 'running') this.#lookIn(0);
   }
 
+  /** Loaded where a registry is given alone. */
+  async #startMetrics(): Promise<void> {
+    const { registry, clock, statistics } = this.#options;
+    if (registry === undefined || this.#metrics !== undefined) return;
+    const { ControllerMetrics } = await import('./metrics.js');
+    this.#metrics = new ControllerMetrics(registry, {
+      status: () => this.status(),
+      statistics: () => ({
+        ageMs: this.#rate.ageMs(clock.monotonicMs()),
+        tokens: statistics.tokensSeen,
+        tokensPerSecond: this.#tokenRate,
+      }),
+    });
+  }
+
   #begin(token: number): Promise<Tenure> {
     return Tenure.begin(this.#options, this.#considering, token, this.#seen);
   }
@@ -202,9 +215,10 @@ export class Controller {
     const record = await tenure.look({
       deadGpus: this.#dead(),
       statisticsAgeMs: this.#rate.ageMs(beganMs),
-      tokensPerSecond: this.#tokenRate,
+      tokensPerSecond: () => atLeastZero('tokensPerSecond', this.#tokenRate),
     });
-    this.#metrics.looked(clock.monotonicMs() - beganMs);
+    this.#metrics?.looked(clock.monotonicMs() - beganMs);
+    if (tenure.isOver && tenure === this.#tenure) this.#leave();
     if (record === undefined) return undefined;
     this.#tell(record);
     await this.#warm();
@@ -241,7 +255,7 @@ export class Controller {
 
   #tell(record: DecisionRecord): void {
     const { logger, onDecision } = this.#options;
-    this.#metrics.decided(record);
+    this.#metrics?.decided(record);
     if (record.decision === 'failed' || record.decision === 'rolled-back') {
       logger?.warn(record, 'controller: a look went wrong');
     } else {

@@ -15,7 +15,7 @@ export interface DecisionRules {
   leastGainShare?: number;
   /** Standard deviations that are taken off the gain. Default 2. */
   certainty?: number;
-  /** The incumbent's score must be past the committed one by this share. Default 0.01. */
+  /** The incumbent's score must be past the committed one by this share, or the candidate's below it. Default 0.01. */
   hysteresis?: number;
   /**
    * What a move must save, as a share of the time of a layer whose experts' load is even: less than that is mostly noise, and is moved
@@ -127,15 +127,28 @@ export function decide(
   { gpusChanged }: Pick<Occasion, 'gpusChanged'>,
 ): Decision {
   if (gpusChanged) return { rearrange: true, reason: 'gpus-changed' };
-  const { incumbentMs, candidateMs, spreadMs, costMs, incumbentScore, migrations } = prospect;
+  const { incumbentMs, candidateMs, spreadMs, costMs, migrations } = prospect;
   const no = (reason: DecisionReason): Decision => ({ rearrange: false, reason });
   const gainMs = incumbentMs - candidateMs;
   const sureMs = gainMs - rules.certainty * spreadMs;
   if (migrations === 0) return no('same-placement');
-  if (committedScore !== undefined && incumbentScore <= committedScore * (1 + rules.hysteresis)) {
+  if (committedScore !== undefined && isAsPromised(rules, prospect, committedScore))
     return no('within-hysteresis');
-  }
   if (gainMs < rules.leastGainShare * incumbentMs) return no('gain-too-small');
   if (sureMs <= 0) return no('gain-uncertain');
   return sureMs > costMs ? { rearrange: true, reason: 'gain' } : no('cost-above-gain');
+}
+
+/**
+ * The plan in force still serves as well as it was committed for, and no other serves better than that. A score of other traffic, which
+ * could not be served well, is no reason to stay once better is to be had.
+ */
+function isAsPromised(
+  { hysteresis }: Required<DecisionRules>,
+  { incumbentScore, candidateScore }: Prospect,
+  committedScore: number,
+): boolean {
+  return (
+    incumbentScore <= committedScore * (1 + hysteresis) && candidateScore * (1 + hysteresis) >= committedScore
+  );
 }

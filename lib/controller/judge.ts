@@ -13,7 +13,6 @@
  */
 import { Random } from '../random.js';
 import type { Evaluation, PlacementProblem } from '../types.js';
-import type { EvaluateOptions } from '../validate.js';
 import type { Prospect } from './decide.js';
 import { resample } from './resample.js';
 import { Slices } from './slices.js';
@@ -21,11 +20,7 @@ import { Slices } from './slices.js';
 const NS_PER_MS = 1e6;
 
 /** As `Planner` gives it. */
-export type Evaluate = (
-  problem: PlacementProblem,
-  candidates: Int32Array,
-  options?: EvaluateOptions,
-) => Promise<Evaluation>;
+export type Evaluate = (problem: PlacementProblem, candidates: Int32Array) => Promise<Evaluation>;
 
 export interface Case {
   /** With the counts and the dead GPUs; neither incumbent nor costs of migration. */

@@ -80,9 +80,7 @@ export class Keeper {
 
   /** Writes what is about to happen. Throws, and changes nothing, where that fails. */
   async announce(patch: Partial<KeptState>): Promise<void> {
-    const next = { ...this.#state, ...patch };
-    await this.#write(next);
-    this.#state = next;
+    await this.#write({ ...this.#state, ...patch });
   }
 
   /** Takes over what has happened, and writes it now or at the next `flush`. */
@@ -128,6 +126,14 @@ export class Keeper {
     await this.record({ ...patch, failures, failedAtMs: this.#clock.wallMs() });
   }
 
+  /** Other GPUs are dead than before. What failed before that says nothing of a plan for them. */
+  async sawGpus(deadGpus: number[]): Promise<void> {
+    this.#failedMs = undefined;
+    const { failedAtMs: _, ...state } = this.#state;
+    this.#state = state;
+    await this.record({ deadGpus, failures: 0 });
+  }
+
   /** What was only looked at is not worth a write. */
   note(record: DecisionRecord): void {
     const decisions = [record, ...this.#state.decisions].slice(0, MOST_RECORDS);
@@ -137,15 +143,19 @@ export class Keeper {
 
   async #write(state: KeptState): Promise<void> {
     const fencingToken = this.#token();
-    if (this.#isReadOnly) return;
+    const next = { ...state, fencingToken };
+    if (this.#isReadOnly) {
+      this.#state = next;
+      return;
+    }
     const there = await readState(this.#path, state);
     if (there !== undefined && there.fencingToken > fencingToken) {
       throw new LeaseLost(
         `state that was written under token ${there.fencingToken}, after ours of ${fencingToken}`,
       );
     }
-    await writeState(this.#path, { ...state, fencingToken });
-    this.#state = { ...this.#state, fencingToken };
+    await writeState(this.#path, next);
+    this.#state = next;
     this.#isWritten = true;
   }
 }

@@ -58,7 +58,7 @@ export class ControllerMetrics {
     const { decision, reason, gainShare, gainMs, migrations, transferBytes } = record;
     this.#decisions.inc({ decision, reason });
     if (gainShare !== undefined) this.#predicted.set(gainShare);
-    if (decision === 'failed') this.#failures.inc();
+    if (reason === 'error') this.#failures.inc();
     if (decision !== 'committed') return;
     this.#experts.inc(migrations ?? 0);
     this.#bytes.inc(transferBytes ?? 0);

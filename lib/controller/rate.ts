@@ -2,6 +2,8 @@
 
 const MS_PER_SECOND = 1000;
 const SPAN_MS = 300_000;
+/** Below it, a rate would be a guess. */
+const LEAST_MS = 1000;
 
 export class GrowthRate {
   readonly #marks: { atMs: number; tokens: number }[] = [];
@@ -30,6 +32,6 @@ export class GrowthRate {
   get tokensPerSecond(): number {
     const [first, last] = [this.#marks[0]!, this.#marks.at(-1)!];
     const elapsedMs = last.atMs - first.atMs;
-    return elapsedMs <= 0 ? 0 : ((last.tokens - first.tokens) / elapsedMs) * MS_PER_SECOND;
+    return elapsedMs < LEAST_MS ? 0 : ((last.tokens - first.tokens) / elapsedMs) * MS_PER_SECOND;
   }
 }

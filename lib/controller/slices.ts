@@ -2,7 +2,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
 /** Of one slice, ms: well below what a request would notice. */
-const SLICE_MS = 8;
+const SLICE_MS = 4;
 
 export class Slices {
   #beganMs = performance.now();

@@ -5,57 +5,18 @@
  * rename is the only transaction that it needs, and an operator can read, copy and put back the file. A checksum tells a damaged one.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { z } from 'zod';
+import type { z } from 'zod';
 import { GimbalError, mismatch } from '../errors.js';
 import { readFileBounded, writeFileAtomic } from '../files.js';
 import { decodeText } from '../import/text.js';
-import type { DecisionRecord } from './types.js';
+import type { stateSchema } from './state-schema.js';
 
 const FORMAT = 'gimbal-controller-state';
 const VERSION = 1;
 /** Two placements of 512 layers of 4,096 slots in base64, and the records. */
 const MOST_BYTES = 64 * 1024 * 1024;
 
-const whole = z.number().int().nonnegative();
-/** Wall-clock ms; finite, but for the rest anything: clocks jump. */
-const instant = z.number();
-const placement = z.object({
-  planId: z.string().min(1),
-  placement: z.string(),
-  gpus: whole.min(1),
-  slotsPerGpu: whole.min(1),
-  /** When it was planned. */
-  deadGpus: z.array(whole),
-  /** MoE time over its lower bound; not known of the first placement. */
-  score: z.number().positive().optional(),
-});
-const schema = z.object({
-  layers: whole.min(1),
-  experts: whole.min(1),
-  /** Names of plans are this and a number, so that they are not used again where a state is lost. */
-  series: z.string().regex(/^[0-9a-f]{8}$/),
-  lastPlan: whole,
-  /** Of the lease under which this was written. */
-  fencingToken: whole,
-  deadGpus: z.array(whole),
-  failures: whole,
-  failedAtMs: instant.optional(),
-  committed: placement.extend({ atMs: instant }),
-  change: placement
-    .extend({
-      step: z.enum(['intent', 'applying', 'rolling-back']),
-      forced: z.boolean(),
-      migrations: whole,
-      gainShare: z.number(),
-      /** Times that a rollback has failed. */
-      tries: whole,
-    })
-    .optional(),
-  decisions: z.array(z.custom<DecisionRecord>((value) => typeof value === 'object' && value !== null)),
-  history: z.array(z.object({ planId: z.string(), atMs: instant, migrations: whole, gainShare: z.number() })),
-});
-
-type Stored = z.infer<typeof schema>;
+type Stored = z.infer<typeof stateSchema>;
 type Placed<T extends { placement: string }> = Omit<T, 'placement'> & { placement: Int32Array };
 export type Committed = Placed<Stored['committed']>;
 export type Change = Placed<NonNullable<Stored['change']>>;
@@ -100,12 +61,14 @@ export async function readState(
   path: string,
   model: { layers: number; experts: number },
 ): Promise<KeptState | undefined> {
+  // With its library, which programs that only plan need not load; at the first read, which is at the start.
+  const { stateSchema } = await import('./state-schema.js');
   const bytes = await readFileBounded(path, { maxBytes: MOST_BYTES }).catch((error) => {
     if (isMissing(error)) return undefined;
     throw error;
   });
   if (bytes === undefined) return undefined;
-  const state = decode(path, bytes);
+  const state = decode(path, bytes, stateSchema);
   for (const key of ['layers', 'experts'] as const) {
     if (state[key] === model[key]) continue;
     const remedy = 'of another model: name another stateFile, or move this one away to start from `initial`';
@@ -124,7 +87,7 @@ export async function writeState(path: string, state: KeptState): Promise<void> 
   await writeFileAtomic(path, `${JSON.stringify(head)}\n${body}\n`);
 }
 
-function decode(path: string, bytes: Uint8Array): KeptState {
+function decode(path: string, bytes: Uint8Array, schema: typeof stateSchema): KeptState {
   const broken = (received: string, cause?: unknown) => {
     const remedy = 'put a copy of it back, or move it away to start from `initial`; it is left as it is';
     return mismatch('GIMBAL_FORMAT', path, "a controller's state", `${received} (${remedy})`, cause);

@@ -12,8 +12,8 @@ import { gainShare, previewOf, type Told, toldOf } from './record.js';
 import { type KeptState, readState } from './state.js';
 import type { ControllerStatus, DecisionRecord } from './types.js';
 
-/** What the look goes by. */
-export type Sighting = Pick<Situation, 'deadGpus' | 'statisticsAgeMs' | 'tokensPerSecond'>;
+/** What the look goes by. The rate is the caller's to tell, and may fail as anything else. */
+export type Sighting = Pick<Situation, 'deadGpus' | 'statisticsAgeMs'> & { tokensPerSecond: () => number };
 
 type Result = Told & Pick<DecisionRecord, 'decision'>;
 
@@ -27,6 +27,7 @@ export class Tenure {
   /** Aborts at the stop as well: a plan can be left, a change not. */
   readonly #planning = new AbortController();
   #isPlanning = false;
+  #isOver = false;
   #preview: ControllerStatus['preview'];
   /** In the shadow: when something would have been committed, and with which GPUs dead. */
   #wouldHave: { atMs: number; deadGpus: number[] } | undefined;
@@ -84,6 +85,11 @@ export class Tenure {
     return this.#isPlanning ? 'planning' : 'watching';
   }
 
+  /** Somebody else acts now. */
+  get isOver(): boolean {
+    return this.#isOver;
+  }
+
   leavePlan(): void {
     this.#planning.abort();
   }
@@ -105,7 +111,8 @@ export class Tenure {
       });
       return record;
     } catch (error) {
-      if (error instanceof LeaseLost || this.#planning.signal.aborted) return undefined;
+      this.#isOver ||= error instanceof LeaseLost;
+      if (this.#isOver || this.#planning.signal.aborted) return undefined;
       throw error;
     } finally {
       this.#isPlanning = false;
@@ -115,7 +122,7 @@ export class Tenure {
   async #lookOrFail(sighting: Sighting): Promise<Result> {
     try {
       const { deadGpus } = sighting;
-      if (!same(this.keeper.state.deadGpus, deadGpus)) await this.keeper.record({ deadGpus });
+      if (!same(this.keeper.state.deadGpus, deadGpus)) await this.keeper.sawGpus(deadGpus);
       await this.keeper.flush();
       return (await this.#settle(sighting)) ?? (await this.#decide(sighting));
     } catch (error) {
@@ -132,23 +139,27 @@ export class Tenure {
     const { change, committed } = this.keeper.state;
     if (change !== undefined) {
       const isEarly = change.tries > 0 && this.#isBackingOff();
-      return isEarly ? { decision: 'kept', reason: 'backing-off' } : await this.#rollBack('error');
+      return isEarly
+        ? { decision: 'kept', reason: 'backing-off' }
+        : await this.#rollBack('a change was left open');
     }
     const inForce = await this.#changes.inForce();
     if (inForce === undefined || inForce === committed.planId) return undefined;
     await this.#changes.oweRollBack();
-    return await this.#rollBack('not-in-force', `the engines reported plan ${inForce}`);
+    return await this.#rollBack(`the engines reported plan ${inForce}`);
   }
 
-  async #rollBack(reason: 'error' | 'not-in-force', detail = 'left open by a change'): Promise<Result> {
+  async #rollBack(detail: string): Promise<Result> {
     const error = await this.#changes.rollBack();
     const { planId } = this.keeper.state.committed;
     return error === undefined
-      ? { decision: 'rolled-back', reason, detail, planId }
+      ? { decision: 'rolled-back', reason: 'not-in-force', detail, planId }
       : { decision: 'failed', reason: 'error', detail: `rollback: ${messageOf(error)}` };
   }
 
   async #decide(sighting: Sighting): Promise<Result> {
+    // Before anything is counted, since that may be what fails.
+    if (this.#isBackingOff()) return { decision: 'kept', reason: 'backing-off' };
     const situation = this.#situationOf(sighting);
     this.#isPlanning = true;
     const finding = await this.#considering.consider(situation, this.#planning.signal);
@@ -167,6 +178,8 @@ export class Tenure {
       this.#wouldHave = { atMs: situation.nowMs, deadGpus: sighting.deadGpus };
       return { ...told, decision: 'would-commit' };
     }
+    // From here on a stop waits.
+    this.#planning.signal.throwIfAborted();
     return await this.#commit(situation, finding, told);
   }
 
@@ -198,6 +211,7 @@ export class Tenure {
     const history = this.keeper.history;
     return {
       ...sighting,
+      tokensPerSecond: sighting.tokensPerSecond(),
       nowMs: this.#options.clock.monotonicMs(),
       committed,
       history: would === undefined ? history : { ...history, committedAtMs: would.atMs },

@@ -14,6 +14,7 @@ import { Writable } from 'node:stream';
 import { promisify } from 'node:util';
 import nodeGypBuild from 'node-gyp-build';
 import { pino } from 'pino';
+import { Registry } from 'prom-client';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
@@ -21,6 +22,8 @@ import { z } from 'zod';
 import { BENCHES } from '../../bench/benches.js';
 import { SHAPES, SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { buildProgram } from '../../lib/cli/program.js';
+import { DECISION_DEFAULTS } from '../../lib/controller/decide.js';
+import { ControllerMetrics } from '../../lib/controller/metrics.js';
 import { checkGatewayOptions, gatewaySchema } from '../../lib/gateway/config.js';
 import { Fleet } from '../../lib/gateway/fleet.js';
 import { GatewayMetrics } from '../../lib/gateway/metrics.js';
@@ -390,6 +393,8 @@ describe('docs/API.md', () => {
     ['lib/topology.ts', 'TopologyOptions'],
     ['lib/dispatch/types.ts', 'ScoreOptions'],
     ['lib/dispatch/types.ts', 'Scores'],
+    ['lib/controller/types.ts', 'ControllerOptions'],
+    ['lib/controller/types.ts', 'MigrationCosts'],
     ['lib/statistics/types.ts', 'RoutingObservation'],
     ['lib/statistics/types.ts', 'SummedCounts'],
     ['lib/statistics/types.ts', 'RoutingConfidence'],
@@ -536,5 +541,28 @@ describe('docs/GATEWAY.md', () => {
     });
     expect(shown.length).toBeGreaterThan(2);
     for (const { code } of shown) checkGatewayOptions(parse(code));
+  });
+});
+
+describe('docs/CONTROLLER.md', () => {
+  const page = () => read('docs/CONTROLLER.md');
+
+  it('names every series of the controller, and none besides', () => {
+    const registry = new Registry();
+    new ControllerMetrics(registry, {
+      status: () => undefined as never,
+      statistics: () => undefined as never,
+    });
+    const names = registry.getMetricsAsArray().map(({ name }) => name);
+    expect(names.length).toBeGreaterThan(12);
+    const told = [...page().matchAll(/`(gimbal_controller_[a-z_]+)`/g)].map(([, name]) => name!);
+    expect([...new Set(told)].sort()).toEqual([...names].sort());
+  });
+
+  it('names every reason and every rule', () => {
+    const reasons = /type DecisionReason =([^;]*);/.exec(read('lib/controller/decide.ts'))![1]!;
+    const names = [...reasons.matchAll(/'([a-z-]+)'/g)].map(([, name]) => name!);
+    expect(names.length).toBeGreaterThan(10);
+    for (const name of [...names, ...Object.keys(DECISION_DEFAULTS)]) expect(page(), name).toContain(name);
   });
 });
