@@ -167,9 +167,9 @@ describe('the oracle', () => {
     };
     const plan = (nowMs: number) => oracle.plan({ group, nowMs, gpusChanged: false, problem });
     expect(await plan(1000)).toHaveLength(4);
-    // Steps of 10 ms: 50 until the next plan. Decodes stay; of the third request only 10 tokens come in time.
-    const [first, second] = [(100 + 4) / 2, (40 + 10) / 2];
-    expect([...asked[0]!]).toEqual([150, first, second, 0, first, 50 + second]);
+    // Steps of 10 ms: 50 until the next plan. Decodes stay; of the third request only 10 tokens come in time. Half for each rank.
+    const each = [(3 * 50) / 2, (100 + 4) / 2, (40 + 10) / 2 + 50 / 2];
+    expect([...asked[0]!]).toEqual([...each, ...each]);
     expect(await plan(1499)).toBeUndefined();
     expect(await plan(1500)).toBeDefined();
     oracle.close();
@@ -246,6 +246,10 @@ describe('the controller', () => {
     const once = await reasons({ minIntervalMs: 1e9 });
     expect([...once.reasons]).toContain('too-soon');
     expect(once.rearrangements).toBe(1);
+    const [picky, greedy] = [await reasons({ leastMoveShare: 0.1 }), await reasons({ leastMoveShare: 0 })];
+    expect(picky.migrations / picky.rearrangements).toBeLessThan(
+      0.7 * (greedy.migrations / greedy.rearrangements),
+    );
     const blind = await reasons({}, { sampleShare: 0.001 });
     expect([...blind.reasons]).toEqual(['too-little-data']);
     const hysteresis = await reasons({ hysteresis: 10 });
