@@ -45,7 +45,7 @@ describe('Scheduler', () => {
   });
 
   it('shows the pressure by term', () => {
-    const { clock, scheduler } = idle(1, { engines: [{ kvTokens: 1000 }] });
+    const { clock, scheduler } = idle(1, { engines: [{ kvTokens: 1000 }], weights: { moe: 1 } });
     scheduler.observe([
       sample(0, { waitingPrefillTokens: 250, waiting: 2, running: 5, kvUsage: 0.25, moePressure: 0.5 }),
     ]);
