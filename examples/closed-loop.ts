@@ -45,7 +45,8 @@ function options(servers: readonly StandIn[], folder: string, shadow: boolean) {
       intervalMs: 500,
       feedbackMs: 500,
       shadow,
-      rules: { leastTokens: 500, minIntervalMs: 2000 },
+      // Enough for a few looks before the one that decides, so that there is a heat map of before.
+      rules: { leastTokens: 3000, minIntervalMs: 2000 },
       // A toy expert.
       migration: { expertBytes: 1e6, layerStallMs: 0 },
     },
