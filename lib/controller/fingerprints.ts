@@ -76,11 +76,16 @@ export class ExpertFingerprints {
       throw invalid('options.memoryTokens', `at most ${MOST_MEMORY_TOKENS}`, `${memoryTokens}`);
     }
     this.#leastTokens = aboveZero('options.leastTokens', leastTokens);
-    const keyBytes = this.#layers * this.#experts * COUNT_BYTES;
+    const keyBytes = ExpertFingerprints.keyBytes(this.#layers, this.#experts);
     this.capacity = Math.floor(aboveZero('options.memoryBytes', memoryBytes) / keyBytes);
     if (this.capacity < 1) {
       throw invalid('options.memoryBytes', `at least the ${keyBytes} bytes of one key`, `${memoryBytes}`);
     }
+  }
+
+  /** What one key takes. */
+  static keyBytes(layers: number, experts: number): number {
+    return layers * experts * COUNT_BYTES;
   }
 
   /** Keys that are kept. */
