@@ -43,9 +43,12 @@ async function start(affinity: string): Promise<Loop> {
     log: { level: 'silent' },
     // What is measured of idle engines shall not tell them apart.
     weights: { kv: 0, queue: 0 },
+    staleAfterMs: 60_000,
+    // A request's own prefill, and the way between nodes, are long beside what a slow machine may add.
+    prefillTokensPerSecond: 100,
     routing: { layers: 3, experts: 8, topK: 2, share: 1 },
     controller: {
-      topology: { nodes: 2, gpusPerNode: 1, model: 'DeepSeek-V3', hardware: 'H100' },
+      topology: { nodes: 2, gpusPerNode: 1, model: 'DeepSeek-V3', links: { interNodeGBps: 0.1 } },
       slotsPerGpu: 4,
       shadow: true,
       stateFile: join(folder, 'state.json'),
@@ -96,7 +99,8 @@ describe('expert affinity', { timeout: 60_000 }, () => {
     }
     const { fleet } = loop.system.gateway;
     const [near] = fleet.targets;
-    const work = { id: 'work', promptTokens: 50_000, streams: true, arrivalMs: Date.now() };
+    // Fifteen seconds of it: not so much that admission would bar the engine.
+    const work = { id: 'work', promptTokens: 1500, streams: true, arrivalMs: Date.now() };
     const busy = await fleet.acquire(work, { only: (target) => target === near });
     expect(await send(loop, 0, REQUESTS)).toEqual(new Array(REQUESTS).fill(1));
     expect(await metric(loop.adminUrl, 'gimbal_affinity_requests_total', 'fingerprint="elsewhere"')).toBe(
