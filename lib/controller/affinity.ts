@@ -12,6 +12,10 @@ const LEAST_CHANGE = 0.05;
 /** but not for longer than this: layers may change behind a mean that does not. */
 const MOST_AGE_MS = 60_000;
 
+/** Of the time between two exchanges, what may go into costs: who asks waits for them, and so does all that the process serves. */
+const MOST_SHARE = 0.05;
+const LEAST_BUDGET_MS = 100;
+
 export interface AffinityOptions
   extends Pick<ExpertFingerprintsOptions, 'layers' | 'experts' | 'memoryBytes' | 'leastTokens'> {
   sources: number;
@@ -32,6 +36,9 @@ export class Affinity implements ExpertAffinity {
   readonly #fingerprints: ExpertFingerprints;
   #placed: (Pick<InForce, 'pressure' | 'placement'> & { atMs: number }) | undefined;
   #sources: InForce['sources'] = [];
+  #lastMs: number | undefined;
+  /** Until the next exchange. */
+  #budgetMs = LEAST_BUDGET_MS;
   /** `[sources]` */
   readonly #bySource: Float64Array;
   /** `[engines]` */
@@ -55,6 +62,8 @@ export class Affinity implements ExpertAffinity {
   /** Whose source is which counts at once; the placement and its load where they are new. */
   place({ pressure, placement, sources }: InForce, nowMs: number): void {
     this.#sources = sources;
+    this.#budgetMs = Math.max(LEAST_BUDGET_MS, MOST_SHARE * (nowMs - (this.#lastMs ?? nowMs)));
+    this.#lastMs = nowMs;
     if (!this.#isNew(pressure, placement, nowMs)) return;
     this.#fingerprints.place(pressure);
     this.#placed = { pressure, placement, atMs: nowMs };
@@ -69,10 +78,17 @@ export class Affinity implements ExpertAffinity {
     return differs(moePressure, pressure.moePressure) || differs(commExcess, pressure.commExcess);
   }
 
-  /** An engine that is no source, since it has just come or chooses its rank itself, costs what the others do in the mean. */
+  /**
+   * Undefined too where working costs out has taken all the time that it may until the next exchange: thousands of keys under a new
+   * placement come in turn.
+   *
+   * An engine that is no source, since it has just come or chooses its rank itself, costs what the others do in the mean.
+   */
   expertMs({ affinityKey, promptTokens }: FleetRequest, engineCount: number): Float64Array | undefined {
-    if (affinityKey === undefined || this.#sources.length === 0) return undefined;
+    if (affinityKey === undefined || this.#sources.length === 0 || this.#budgetMs <= 0) return undefined;
+    const sinceMs = performance.now();
     const bySource = this.#fingerprints.expertMs(affinityKey, promptTokens, this.#bySource);
+    this.#budgetMs -= performance.now() - sinceMs;
     if (bySource === undefined) return undefined;
     let sum = 0;
     for (const { source } of this.#sources) sum += bySource[source]!;

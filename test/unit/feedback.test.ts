@@ -1,5 +1,5 @@
 /** What placement and dispatch tell each other: shares of the dispatcher in the counts, pressure of the placement at the engines. */
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { Affinity } from '../../lib/controller/affinity.js';
 import { DispatchedStatistics, DispatchShares } from '../../lib/controller/dispatched.js';
 import { Feedback } from '../../lib/controller/feedback.js';
@@ -161,6 +161,23 @@ describe('feedback', () => {
       statistics.observeCounts({ source: 1, counts: Uint32Array.of(0, 3000) });
       feedback.exchange(62_000);
       expect(told()).toBeGreaterThan(before + 0.1);
+    });
+
+    it('takes no more of the process’s time than a twentieth, and a tenth of a second', () => {
+      const { feedback, affinity } = system([0, 1]);
+      const answers = (times: number) =>
+        Array.from({ length: times }, () => affinity.expertMs(request, 3) !== undefined);
+      affinity.observe('a', chooses(1));
+      feedback.exchange(0);
+      let clockMs = 0;
+      const slow = vi.spyOn(performance, 'now').mockImplementation(() => (clockMs += 30));
+      expect(answers(6)).toEqual([true, true, true, true, false, false]);
+      feedback.exchange(4000);
+      expect(answers(8)).toEqual([true, true, true, true, true, true, true, false]);
+      slow.mockRestore();
+      expect(answers(1)).toEqual([false]);
+      feedback.exchange(5000);
+      expect(answers(1)).toEqual([true]);
     });
 
     it('is about engines by their numbers, which are no sources', () => {
