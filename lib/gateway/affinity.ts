@@ -51,8 +51,8 @@ export type AffinityKey = (headers: Headers, sessionKey: string | undefined) => 
 const MOST_TENANT_CHARACTERS = 512;
 
 /**
- * The tenant that the header names, else that of its API key, else its session. A word of
- * each kind before it, so that no tenant is another's session.
+ * The tenant that the header names, else that of the API key, else the session; behind a word that says which, so that no tenant is
+ * another's session.
  */
 export function affinityKeyOf(
   headers: Headers,

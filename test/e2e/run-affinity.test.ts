@@ -6,7 +6,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { checkRunOptions } from '../../lib/controller/run-config.js';
+import { checkRunOptions, type RunConfig } from '../../lib/controller/run-config.js';
 import { System } from '../../lib/controller/system.js';
 import type { StandIn } from '../stand-in/server.js';
 import { ask, chat, contentOf, metric, Stage, until } from '../support/gateway.js';
@@ -30,12 +30,13 @@ afterEach(async () => {
 
 interface Loop {
   system: System;
+  config: RunConfig;
   standIn: StandIn;
   url: string;
   adminUrl: string;
 }
 
-async function start(affinity: string): Promise<Loop> {
+async function start(affinity: string, feedbackMs = 50): Promise<Loop> {
   const standIn = await stage.standIn({ ranks: 2, routing: MODEL });
   const options = {
     servers: [{ url: standIn.url, ranks: 2 }],
@@ -52,14 +53,18 @@ async function start(affinity: string): Promise<Loop> {
       slotsPerGpu: 4,
       shadow: true,
       stateFile: join(folder, 'state.json'),
-      feedbackMs: 50,
+      feedbackMs,
       affinity,
       tenantHeader: 'x-tenant',
     },
   };
-  const system = await System.create(checkRunOptions(options), { version: 'test' });
+  const config = checkRunOptions(options);
+  const system = await System.create(config, { version: 'test' });
   stage.onEnd(() => system.close());
-  return { system, standIn, ...(await system.listen()) };
+  const urls = await system.listen();
+  const isKnown = () => system.gateway.fleet.engineSnapshots().every(({ stale }) => !stale);
+  await until(() => expect(isKnown()).toBe(true));
+  return { system, config, standIn, ...urls };
 }
 
 /** One after the other; the ranks that served them. */
@@ -80,8 +85,6 @@ async function send(
 
 /** Until each tenant's fingerprint is there, and counts. */
 async function learn(loop: Loop): Promise<void> {
-  const { fleet } = loop.system.gateway;
-  await until(() => expect(fleet.engineSnapshots().every(({ stale }) => !stale)).toBe(true));
   await until(async () => {
     for (const topic of TOPICS) await send(loop, topic, 1);
     const known = await metric(loop.adminUrl, 'gimbal_affinity_requests_total', 'fingerprint="nearest"');
@@ -110,10 +113,18 @@ describe('expert affinity', { timeout: 60_000 }, () => {
     await until(async () => expect(await send(loop, 0, 2)).toEqual([0, 0]));
   });
 
+  it('knows who is which source as soon as the configuration is read again', async () => {
+    const loop = await start('on', 25_000);
+    for (const topic of TOPICS) await send(loop, topic, 2);
+    await until(async () => expect(await metric(loop.adminUrl, 'gimbal_affinity_keys')).toBe(TOPICS.length));
+    await loop.system.reload(loop.config);
+    for (const topic of TOPICS) {
+      expect(await send(loop, topic, REQUESTS)).toEqual(new Array(REQUESTS).fill(RANK_OF_TOPIC[topic]));
+    }
+  });
+
   it('steers nobody where it is off', async () => {
     const loop = await start('off');
-    const { fleet } = loop.system.gateway;
-    await until(() => expect(fleet.engineSnapshots().every(({ stale }) => !stale)).toBe(true));
     for (const topic of TOPICS) {
       await send(loop, topic, REQUESTS);
       expect(new Set(await send(loop, topic, 2 * REQUESTS))).toEqual(new Set([0, 1]));
