@@ -11,7 +11,7 @@ import { readPlacement, selectLayers } from '../import/placement.js';
 import { findModel, type ModelShape } from '../presets.js';
 import { parseTopology, type Topology } from '../topology.js';
 import type { AffinityOptions } from './affinity.js';
-import { ExpertFingerprints } from './fingerprints.js';
+import { bytesOfKey } from './fingerprints.js';
 import type { MigrationCosts, PlacedModel } from './types.js';
 
 const MOST_MS = 7 * 24 * 3.6e6;
@@ -215,7 +215,7 @@ export function affinityOf(config: RunConfig, source = 'options'): AffinityOptio
   if (affinity === 'off' || (affinity === 'auto' && !isHeeded)) return undefined;
   const { nodes, commCost } = clusterOf(controller, sources, `${source}: controller.topology`);
   if (affinity === 'auto' && !(nodes > 1 && commCost.some((ns) => ns > 0))) return undefined;
-  const leastBytes = ExpertFingerprints.keyBytes(layers, experts);
+  const leastBytes = bytesOfKey(layers, experts);
   if (memoryBytes >= leastBytes)
     return { layers, experts, sources, memoryBytes, ...present({ tenantHeader }) };
   const field = `${source}: controller.affinityMemoryBytes`;
