@@ -7,6 +7,7 @@ import type { Fleet } from '../gateway/fleet.js';
 import type { Logger } from '../gateway/log.js';
 import { sourceOf, sourcesOf } from '../gateway/routing/sources.js';
 import type { RoutingStatistics } from '../statistics/routing-statistics.js';
+import type { Affinity } from './affinity.js';
 import type { Controller } from './controller.js';
 import type { DispatchShares } from './dispatched.js';
 import { expertPressure } from './pressure.js';
@@ -17,6 +18,8 @@ export interface FeedbackParts {
   statistics: RoutingStatistics;
   controller: Pick<Controller, 'placement' | 'status'>;
   shares: DispatchShares;
+  /** Where requests are steered by their experts. */
+  affinity: Affinity | undefined;
   model: PlacedModel;
   /** As of now, since a reload may change it. */
   servers(): readonly ServerConfig[];
@@ -34,7 +37,7 @@ export class Feedback {
   }
 
   start(): void {
-    this.#timer = setInterval(() => this.#tick(), this.#intervalMs);
+    this.#timer = setInterval(() => this.refresh(), this.#intervalMs);
   }
 
   stop(): void {
@@ -42,7 +45,7 @@ export class Feedback {
   }
 
   /** What goes wrong in one is tried again in the next; the fleet forgets what grows old. */
-  #tick(): void {
+  refresh(): void {
     try {
       this.exchange(performance.now());
     } catch (error) {
@@ -51,7 +54,7 @@ export class Feedback {
   }
 
   exchange(nowMs: number): void {
-    const { fleet, statistics, controller, shares, model, servers } = this.#parts;
+    const { fleet, statistics, controller, shares, affinity, model, servers } = this.#parts;
     const sources = sourcesOf(servers());
     const ofSource = new Float64Array(model.sources);
     const sent = fleet.dispatchedTokens();
@@ -64,9 +67,9 @@ export class Feedback {
     const known = engines.filter(({ source }) => source !== undefined && source < model.sources);
     for (const { source, sent: tokens } of known) ofSource[source!]! += tokens;
     shares.observe(ofSource, nowMs);
-    const { gpus, slotsPerGpu, deadGpus } = controller.status();
+    const { gpus, slotsPerGpu, deadGpus, planId } = controller.status();
     const tokens = statistics.counts();
-    const { moePressure, commExcess } = expertPressure({
+    const pressure = expertPressure({
       ...trafficOf(model),
       gpus,
       slotsPerGpu,
@@ -74,6 +77,12 @@ export class Feedback {
       tokens,
       placement: controller.placement,
     });
+    const { moePressure, commExcess } = pressure;
+    const sourcesInForce = known.map(({ target, source }) => ({ target, source: source! }));
+    affinity?.place(
+      { pressure, placement: `${planId} without ${deadGpus.join(',')}`, sources: sourcesInForce },
+      nowMs,
+    );
     fleet.setExpertPressure(
       new Map(
         known.map(({ target, source }) => [

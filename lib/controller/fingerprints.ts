@@ -76,7 +76,7 @@ export class ExpertFingerprints {
       throw invalid('options.memoryTokens', `at most ${MOST_MEMORY_TOKENS}`, `${memoryTokens}`);
     }
     this.#leastTokens = aboveZero('options.leastTokens', leastTokens);
-    const keyBytes = this.#layers * this.#experts * COUNT_BYTES;
+    const keyBytes = bytesOfKey(this.#layers, this.#experts);
     this.capacity = Math.floor(aboveZero('options.memoryBytes', memoryBytes) / keyBytes);
     if (this.capacity < 1) {
       throw invalid('options.memoryBytes', `at least the ${keyBytes} bytes of one key`, `${memoryBytes}`);
@@ -214,6 +214,11 @@ export class ExpertFingerprints {
     if (key === undefined) this.#kept.clear();
     else this.#kept.delete(key);
   }
+}
+
+/** What one key takes. */
+export function bytesOfKey(layers: number, experts: number): number {
+  return layers * experts * COUNT_BYTES;
 }
 
 /** Halves of odd counts go up and down in turn, so that rare experts do not fade before the others. */

@@ -10,6 +10,8 @@ import { statisticsOptions } from '../gateway/routing/config.js';
 import { readPlacement, selectLayers } from '../import/placement.js';
 import { findModel, type ModelShape } from '../presets.js';
 import { parseTopology, type Topology } from '../topology.js';
+import type { AffinityOptions } from './affinity.js';
+import { bytesOfKey } from './fingerprints.js';
 import type { MigrationCosts, PlacedModel } from './types.js';
 
 const MOST_MS = 7 * 24 * 3.6e6;
@@ -83,6 +85,12 @@ export const controllerSchema = z.strictObject({
   intervalMs: ms.default(10_000),
   /** Between two exchanges with the dispatcher; what it is told is forgotten after 30 s. */
   feedbackMs: ms.max(25_000).default(5000),
+  /** Sends tenants and sessions near their experts; `auto`: where that is known to help. */
+  affinity: z.enum(['auto', 'on', 'off']).default('auto'),
+  /** For what is known of them. */
+  affinityMemoryBytes: whole.max(2 ** 34).default(64 * 2 ** 20),
+  /** The request's header that names its tenant; else its API key does, where there are several, else its session. */
+  tenantHeader: z.string().min(1).toLowerCase().optional(),
   applyTimeoutMs: ms.default(120_000),
   verifyTimeoutMs: ms.default(10_000),
   overdispersion: z.number().min(1).optional(),
@@ -160,6 +168,7 @@ export function checkRunOptions(options: Record<string, unknown>, source = 'opti
     throw wrong('controller.hook', 'one, unless shadow is true', 'nothing');
   modelOf(config, source);
   migrationOf(data, source);
+  affinityOf(config, source);
   return config;
 }
 
@@ -190,6 +199,27 @@ export function modelOf(config: RunConfig, source = 'options'): PlacedModel {
     ...(weights === undefined ? {} : { weights: present(weights) }),
     ...(allowDuplicates === undefined ? {} : { allowDuplicates }),
   };
+}
+
+/**
+ * What requests are steered by; undefined where they are not. Under `auto` they are where it was measured to gain: over an all-to-all
+ * between nodes, under the policy that knows of it, with answers that are sampled.
+ *
+ * @throws GimbalError GIMBAL_INVALID_INPUT: no room for one key
+ */
+export function affinityOf(config: RunConfig, source = 'options'): AffinityOptions | undefined {
+  const { routing, servers, controller, policy, weights } = config;
+  const { layers, experts, sources } = statisticsOptions(routing!, servers);
+  const { affinity, affinityMemoryBytes: memoryBytes, tenantHeader } = controller;
+  const isHeeded = policy === 'gimbal' && weights.affinity !== 0 && routing!.share > 0;
+  if (affinity === 'off' || (affinity === 'auto' && !isHeeded)) return undefined;
+  const { nodes, commCost } = clusterOf(controller, sources, `${source}: controller.topology`);
+  if (affinity === 'auto' && !(nodes > 1 && commCost.some((ns) => ns > 0))) return undefined;
+  const leastBytes = bytesOfKey(layers, experts);
+  if (memoryBytes >= leastBytes)
+    return { layers, experts, sources, memoryBytes, ...present({ tenantHeader }) };
+  const field = `${source}: controller.affinityMemoryBytes`;
+  throw mismatch('GIMBAL_INVALID_INPUT', field, `at least the ${leastBytes} of one key`, `${memoryBytes}`);
 }
 
 function clusterOf({ topology }: ControllerConfig, sources: number, field: string): Topology {

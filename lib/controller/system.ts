@@ -5,19 +5,21 @@
 import { present } from '../gateway/config.js';
 import { Gateway, type GatewayOptionsBeside, type GatewayUrls } from '../gateway/gateway.js';
 import { statisticsOptions } from '../gateway/routing/config.js';
+import { Affinity } from './affinity.js';
 import { Controller } from './controller.js';
 import { DECISION_DEFAULTS } from './decide.js';
 import { DispatchedStatistics, DispatchShares } from './dispatched.js';
 import { Feedback } from './feedback.js';
 import { ControllerPages } from './pages.js';
 import { type Hook, hookOf, leaseOf } from './parts.js';
-import { initialPlacement, migrationOf, modelOf, type RunConfig } from './run-config.js';
+import { affinityOf, initialPlacement, migrationOf, modelOf, type RunConfig } from './run-config.js';
 import type { Lease } from './types.js';
 
 interface Made {
   gateway: Gateway;
   statistics: DispatchedStatistics;
   shares: DispatchShares;
+  affinity: Affinity | undefined;
   initial: Int32Array;
   lease: Lease | undefined;
 }
@@ -31,7 +33,10 @@ export class System {
   #isStarted = false;
 
   /** @throws GimbalError whatever is wrong with files that the configuration names */
-  static async create(config: RunConfig, beside: Omit<GatewayOptionsBeside, 'statistics'>): Promise<System> {
+  static async create(
+    config: RunConfig,
+    beside: Omit<GatewayOptionsBeside, 'statistics' | 'affinity'>,
+  ): Promise<System> {
     const model = modelOf(config);
     const initial = await initialPlacement(config, model);
     const { controller, routing, servers } = config;
@@ -39,11 +44,14 @@ export class System {
     const { horizonMs = DECISION_DEFAULTS.horizonMs } = controller.rules;
     const shares = new DispatchShares(model.sources, horizonMs / 2);
     const statistics = new DispatchedStatistics(statisticsOptions(routing!, servers), shares);
-    const gateway = await Gateway.create(config, { ...beside, statistics });
-    return new System(config, { gateway, statistics, shares, initial, lease: await leaseOf(controller) });
+    const learned = affinityOf(config);
+    const affinity = learned === undefined ? undefined : new Affinity(learned);
+    const gateway = await Gateway.create(config, { ...beside, statistics, affinity });
+    const lease = await leaseOf(controller);
+    return new System(config, { gateway, statistics, shares, affinity, initial, lease });
   }
 
-  private constructor(config: RunConfig, { gateway, statistics, shares, initial, lease }: Made) {
+  private constructor(config: RunConfig, { gateway, statistics, shares, affinity, initial, lease }: Made) {
     this.#config = config;
     this.gateway = gateway;
     const model = modelOf(config);
@@ -62,7 +70,7 @@ export class System {
     });
     const servers = () => this.#config.servers;
     this.#feedback = new Feedback(
-      { fleet, statistics, controller: this.controller, shares, model, servers, log },
+      { fleet, statistics, controller: this.controller, shares, affinity, model, servers, log },
       config.controller.feedbackMs,
     );
     gateway.attach({
@@ -84,6 +92,8 @@ export class System {
   async reload(next: RunConfig): Promise<string[]> {
     const later = await this.gateway.reload(next);
     this.#config = { ...next, controller: this.#config.controller };
+    // Engines may be other sources now.
+    if (this.#isStarted) this.#feedback.refresh();
     return later;
   }
 

@@ -14,6 +14,7 @@ import type {
 } from '../dispatch/types.js';
 import { timeOfDay } from '../dispatch/validate.js';
 import { GimbalError } from '../errors.js';
+import { type AffinityResult, affinityResult, type ExpertAffinity } from './affinity.js';
 import { type GatewayConfig, present, type ServerConfig } from './config.js';
 import type { LedgerMirror } from './ledger/types.js';
 import type { Logger } from './log.js';
@@ -53,6 +54,8 @@ export interface AcquireOptions {
 
 export interface FleetEvents {
   dispatched(target: FleetEngine, dispatched: Dispatched, waitedMs: number): void;
+  /** How the request went by its experts, where somebody learns them. */
+  steered?(result: AffinityResult): void;
   /** The engine's server has left, and its last request has ended; there is none of its name any more. */
   gone(target: FleetEngine): void;
 }
@@ -60,6 +63,8 @@ export interface FleetEvents {
 export interface FleetParts {
   log: Logger;
   events: FleetEvents;
+  /** What a request's experts cost on each engine, where somebody knows. */
+  affinity?: Pick<ExpertAffinity, 'expertMs'> | undefined;
 }
 
 /** What is known of an engine beside the scheduler's ledger. */
@@ -96,6 +101,7 @@ export class Fleet {
   #config: GatewayConfig;
   readonly #log: Logger;
   readonly #events: FleetEvents;
+  readonly #affinity: FleetParts['affinity'];
   /** Told of every request, where there is somebody to tell. */
   ledger: LedgerListener | undefined;
   /** The requests of other gateways, by their keys. */
@@ -116,10 +122,11 @@ export class Fleet {
   /** Whether there is room that those who wait cannot use. As of the last time that somebody looked. */
   #isRoomSpare = false;
 
-  constructor(config: GatewayConfig, { log, events }: FleetParts) {
+  constructor(config: GatewayConfig, { log, events, affinity }: FleetParts) {
     this.#config = config;
     this.#log = log;
     this.#events = events;
+    this.#affinity = affinity;
     const { policy, weights, prefillTokensPerSecond, staleAfterMs, gateways } = config;
     this.#scheduler = new Scheduler({
       engines: [],
@@ -395,16 +402,22 @@ export class Fleet {
   #dispatch(request: FleetRequest, excluding: number[]): Dispatched | undefined {
     const { id, promptTokens, sessionKey, prefixHashes, streams } = request;
     const cachedTokens = this.#cachedTokens(request);
+    const expertMs = this.#affinity?.expertMs(request, this.#engines.length);
     try {
-      return this.#scheduler.dispatch({
+      const dispatched = this.#scheduler.dispatch({
         id,
         promptTokens,
         streams,
         ...(cachedTokens === undefined ? {} : { cachedTokens }),
         ...(sessionKey === undefined ? {} : { sessionKey }),
         ...(prefixHashes === undefined ? {} : { prefixHashes }),
+        ...(expertMs === undefined ? {} : { expertMs }),
         ...(excluding.length === 0 ? {} : { excluding }),
       });
+      if (this.#affinity !== undefined) {
+        this.#events.steered?.(affinityResult(expertMs, dispatched.engine, this.#named));
+      }
+      return dispatched;
     } catch (error) {
       if (error instanceof GimbalError && error.code === 'GIMBAL_NO_ENGINE') return undefined;
       throw error;

@@ -13,6 +13,7 @@ import { timeOfDay } from '../dispatch/validate.js';
 import { ioError } from '../files.js';
 import { RoutingStatistics } from '../statistics/routing-statistics.js';
 import { type AdminPages, type AdminParts, adminPaths, serveAdmin } from './admin.js';
+import { type AffinityKey, affinityKeyOf, type ExpertAffinity } from './affinity.js';
 import { sendError, wrongMethod } from './answers.js';
 import { type GatewayConfig, mergeReload, readApiKeys } from './config.js';
 import type { ExtProcServer } from './ext-proc/server.js';
@@ -43,7 +44,9 @@ export interface GatewayOptionsBeside {
   version: string;
   log?: Logger;
   /** Where routing is counted, if the configuration has `routing`; default: statistics of its own. */
-  statistics?: RoutingStatistics;
+  statistics?: RoutingStatistics | undefined;
+  /** Is told what sampled requests choose, and asked where others had best go. */
+  affinity?: ExpertAffinity | undefined;
 }
 
 export interface Attached {
@@ -67,6 +70,7 @@ export class Gateway {
   readonly #keys: ApiKeys;
   readonly #fleet: Fleet;
   readonly #agent: Agent;
+  readonly #affinityKey: AffinityKey | undefined;
   readonly #proxy: InferenceProxy;
   readonly #admin: AdminParts;
   readonly #routing: { statistics: RoutingStatistics; sampler: RoutingSampler } | undefined;
@@ -91,7 +95,7 @@ export class Gateway {
   private constructor(
     config: GatewayConfig,
     keys: readonly string[],
-    { version, log, statistics }: GatewayOptionsBeside,
+    { version, log, statistics, affinity }: GatewayOptionsBeside,
   ) {
     this.#config = config;
     this.#version = version;
@@ -100,16 +104,25 @@ export class Gateway {
     const metrics = this.#metrics;
     this.#fleet = new Fleet(config, {
       log: this.#log,
+      affinity,
       events: {
         dispatched: (target, { reason }, waitedMs) => metrics.dispatched(target, reason, waitedMs),
+        steered: (result) => metrics.steered(result),
         gone: (target) => metrics.gone(target),
       },
     });
     metrics.watch(this.#fleet);
+    if (affinity !== undefined) {
+      metrics.watchAffinity(affinity);
+      this.#affinityKey = (headers, session) =>
+        affinityKeyOf(headers, session, this.#keys, affinity.tenantHeader);
+    }
     this.#agent = new Agent({ connect: { timeout: config.limits.connectMs }, pipelining: 1 });
     const pages: AdminPages[] = [];
     this.#routing =
-      config.routing === undefined ? undefined : this.#observe(config.routing, pages, statistics);
+      config.routing === undefined
+        ? undefined
+        : this.#observe(config.routing, pages, { statistics, affinity });
     this.#proxy = new InferenceProxy(config, {
       fleet: this.#fleet,
       routing: this.#routing?.sampler,
@@ -117,6 +130,7 @@ export class Gateway {
       metrics,
       tokens: this.#tokens,
       log: this.#log,
+      affinityKey: this.#affinityKey,
       checksKeys: () => !this.#keys.isOpen,
       draw: Math.random,
     });
@@ -156,7 +170,7 @@ export class Gateway {
   #observe(
     routing: RoutingConfig,
     pages: AdminPages[],
-    given: RoutingStatistics | undefined,
+    { statistics: given, affinity }: Omit<GatewayOptionsBeside, 'version'>,
   ): { statistics: RoutingStatistics; sampler: RoutingSampler } {
     const { servers, seed = randomInt(2 ** 32) } = this.#config;
     const options = statisticsOptions(routing, servers);
@@ -164,6 +178,7 @@ export class Gateway {
     const metrics = this.#metrics;
     const sampler = new RoutingSampler(routing, servers, {
       statistics,
+      affinity,
       log: this.#log,
       seed,
       onResult: (result, tokens) => metrics.sampled(result, tokens),
@@ -307,6 +322,7 @@ export class Gateway {
     const parts = {
       fleet: this.#fleet,
       tokens: this.#tokens,
+      affinityKey: this.#affinityKey,
       metrics: this.#metrics,
       log: this.#log,
       config: () => this.#config,

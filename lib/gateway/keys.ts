@@ -18,6 +18,13 @@ export class ApiKeys {
     return this.#digests.length === 0;
   }
 
+  /** Whose request it is, by a digest of the key; undefined where there are not several keys that could tell. */
+  tenantOf(authorization: string | string[] | undefined): string | undefined {
+    const isTold = this.#digests.length > 1 && typeof authorization === 'string';
+    const key = isTold ? keyOf(authorization) : undefined;
+    return key === undefined ? undefined : digest(key).toString('base64');
+  }
+
   admits(headers: IncomingHttpHeaders): boolean {
     if (this.isOpen) return true;
     const key = keyOf(headers.authorization);

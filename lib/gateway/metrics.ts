@@ -5,6 +5,7 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry, Summary } from 'prom-client';
 import type { DispatchReason } from '../dispatch/types.js';
 import type { RoutingStatistics } from '../statistics/routing-statistics.js';
+import type { AffinityResult, ExpertAffinity } from './affinity.js';
 import type { Fleet } from './fleet.js';
 import { MinuteSum } from './minute.js';
 import type { RoutingSampler, SampleResult } from './routing/sampler.js';
@@ -43,6 +44,11 @@ export class GatewayMetrics {
   readonly #reloads = this.#counter('config_reloads', 'Configurations read while running.', ['result']);
   readonly #samples = this.#counter('routing_samples', 'Answers drawn for their routing.', ['result']);
   readonly #routedTokens = this.#counter('routing_tokens', 'Tokens whose routing was counted from answers.');
+  readonly #affinity = this.#counter(
+    'affinity_requests',
+    'Requests by whether their experts are known, and where they went.',
+    ['fingerprint'],
+  );
   readonly #pushes = this.#counter('routing_pushes', 'Pushes of counts.', ['result']);
   readonly #duration = this.#histogram(
     'request_duration_seconds',
@@ -155,8 +161,19 @@ export class GatewayMetrics {
     this.#routedTokens.inc(tokens);
   }
 
+  steered(fingerprint: AffinityResult): void {
+    this.#affinity.inc({ fingerprint });
+  }
+
   pushed(result: string): void {
     this.#pushes.inc({ result });
+  }
+
+  /** Of how many tenants and sessions something is known. */
+  watchAffinity(affinity: Pick<ExpertAffinity, 'keys'>): void {
+    this.#gauge('affinity_keys', 'Tenants and sessions whose experts are known.', [], (gauge) => {
+      gauge.set(affinity.keys);
+    });
   }
 
   /** What is known of routing. */

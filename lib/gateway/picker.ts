@@ -1,4 +1,5 @@
 /** The gateway as an endpoint picker: the ext-proc server over the same fleet, estimate and metrics as the proxy's. */
+import type { AffinityKey } from './affinity.js';
 import type { GatewayConfig } from './config.js';
 import type { ExtProcServer } from './ext-proc/server.js';
 import type { Fleet } from './fleet.js';
@@ -11,6 +12,8 @@ import type { TokenEstimator } from './tokens.js';
 export interface PickerParts {
   fleet: Fleet;
   tokens: TokenEstimator;
+  /** Missing where nobody learns experts. */
+  affinityKey: AffinityKey | undefined;
   metrics: GatewayMetrics;
   log: Logger;
   /** As of now, since a reload may change it. */
@@ -29,12 +32,14 @@ export async function serveExtProc(
 ): Promise<{ server: ExtProcServer; url: string }> {
   // Who has no data plane of that kind shall not wait for gRPC to load.
   const { ExtProcServer } = await import('./ext-proc/server.js');
-  const { fleet, tokens, metrics, log, config, isReady } = parts;
+  const { fleet, tokens, affinityKey: keyOf, metrics, log, config, isReady } = parts;
   const server = new ExtProcServer({
     picker: fleet,
     inspect: (path, body, headers) => {
       const inspected = inspect(path, body, headers, config().sessionHeader);
-      return { ...inspected, promptTokens: tokens.estimate(inspected.model, inspected.size) };
+      const promptTokens = tokens.estimate(inspected.model, inspected.size);
+      const affinityKey = keyOf?.(headers, inspected.sessionKey);
+      return { ...inspected, promptTokens, ...(affinityKey === undefined ? {} : { affinityKey }) };
     },
     log: log.child({ extProc: true }),
     get limits() {

@@ -7,6 +7,7 @@ import type { Dispatcher } from 'undici';
 import { enginePriority } from '../dispatch/request-queue.js';
 import { timeOfDay } from '../dispatch/validate.js';
 import { GimbalError } from '../errors.js';
+import type { AffinityKey } from './affinity.js';
 import { type ApiError, endWithin, sendError } from './answers.js';
 import { type AttemptOptions, attempt, type Outcome, type WholeAnswer } from './attempt.js';
 import { BodyTooLongError, readBody } from './body.js';
@@ -53,6 +54,8 @@ export interface ProxyParts {
   /** Missing where nobody wants to know where tokens are routed. */
   routing: RoutingSampler | undefined;
   log: Logger;
+  /** What a request's experts are learned by; missing where nobody learns them. */
+  affinityKey: AffinityKey | undefined;
   /** Whether clients' authorization is the gateway's, and so is not passed on. */
   checksKeys(): boolean;
   /** In [0, 1): which streams are asked for their usage. */
@@ -169,6 +172,7 @@ class Exchange {
     this.#model = inspected.model;
     const { tokens } = this.#parts;
     const { size, streams, sessionKey, promptTokenIds, prefixHashes } = inspected;
+    const affinityKey = this.#parts.affinityKey?.(request.headers, sessionKey);
     const wanted: FleetRequest = {
       id: this.#call.id,
       promptTokens: tokens.estimate(inspected.model, size),
@@ -176,6 +180,7 @@ class Exchange {
       prefixHashes,
       arrivalMs: this.#arrivalMs,
       ...(sessionKey === undefined ? {} : { sessionKey }),
+      ...(affinityKey === undefined ? {} : { affinityKey }),
       ...(promptTokenIds === undefined ? {} : { promptTokenIds }),
     };
     await this.#untilAnswered(wanted, inspected, body);
@@ -199,10 +204,10 @@ class Exchange {
       const finish = () => this.#finish(outcome, assignment, wanted, inspected);
       if (verdict !== 'again') {
         finish();
-        this.#countRouting(outcome, assignment);
+        this.#countRouting(outcome, assignment, wanted);
         return;
       }
-      this.#countRouting(undefined, assignment);
+      this.#countRouting(undefined, assignment, wanted);
       if (outcome.kind === 'held' && !isGarbage(outcome.answer)) last = finish;
       tried.push(target);
       this.#parts.metrics.retried();
@@ -338,13 +343,13 @@ class Exchange {
   }
 
   /** Behind the answer; of an attempt that failed nothing is counted. */
-  #countRouting(outcome: Outcome | undefined, { target }: Assignment): void {
+  #countRouting(outcome: Outcome | undefined, { target }: Assignment, { affinityKey }: FleetRequest): void {
     const capture = this.#capture;
     this.#capture = undefined;
     if (capture === undefined) return;
     const isAnswer = outcome?.kind === 'passed' || outcome?.kind === 'held';
     if (isAnswer && statusOf(outcome) < ERRORS_FROM) {
-      this.#parts.routing!.count(capture, target, outcome.usage?.cachedTokens ?? 0);
+      this.#parts.routing!.count(capture, target, outcome.usage?.cachedTokens ?? 0, affinityKey);
     } else capture.release();
   }
 

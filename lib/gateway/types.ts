@@ -33,6 +33,8 @@ export interface FleetRequest {
   /** [prompt] Where the prompt came as token ids: what KV events are looked up by. */
   promptTokenIds?: readonly number[];
   sessionKey?: string;
+  /** What its experts are learned by, where somebody learns them. */
+  affinityKey?: string;
   /** Of equal blocks of the prompt, each hash over its block and all before it. */
   prefixHashes?: BigUint64Array;
   /** Whether its first token will be told. */

@@ -85,8 +85,9 @@ function routingOf(
   tokensOf: (choice: number) => number,
 ): Partial<Question> {
   if (routing === undefined || (kind === 'sglang' && body.return_routed_experts !== true)) return {};
+  const taste = routing.byTopic === true ? numberOf(body, 'topic', 0) : rank;
   return {
-    routed: (choice) => routedText(routing, kind, rank, tokensOf(choice)),
+    routed: (choice) => routedText(routing, kind, taste, tokensOf(choice)),
     routedInStreams: routing.inStreams === true,
   };
 }

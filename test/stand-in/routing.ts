@@ -14,6 +14,8 @@ export interface StandInRouting {
   denseLayers?: number;
   /** Of ten choices, those that go to the experts a rank likes: `rank * topK` and so on. Default 0. */
   taste?: number;
+  /** The taste is the number in the body's `topic`, and not the rank. Default false. */
+  byTopic?: boolean;
   /** Also at the end of a stream, as vLLM may one day. Default false. */
   inStreams?: boolean;
 }

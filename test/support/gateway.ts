@@ -219,12 +219,13 @@ export function raw(url: string, ...pieces: (string | Buffer)[]): Promise<string
 }
 
 /** The sum of a metric over its labels. */
-export async function metric(adminUrl: string, name: string): Promise<number | undefined> {
+export async function metric(adminUrl: string, name: string, label = ''): Promise<number | undefined> {
   const { body } = await ask(adminUrl, '', { method: 'GET', path: '/metrics' });
   const values = body
     .toString()
     .split('\n')
     .filter((line) => line.startsWith(`${name} `) || line.startsWith(`${name}{`))
+    .filter((line) => line.includes(label))
     .map((line) => Number(line.slice(line.lastIndexOf(' ') + 1)));
   return values.length === 0 ? undefined : values.reduce((sum, value) => sum + value, 0);
 }

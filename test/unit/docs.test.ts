@@ -566,6 +566,7 @@ describe('docs/GATEWAY.md', () => {
     });
     metrics.watch(fleet);
     metrics.watchLedger({ status: {} } as SharedLedger);
+    metrics.watchAffinity({ keys: 0 });
     metrics.watchRouting({} as RoutingStatistics, {} as RoutingSampler);
     const names = metrics.registry.getMetricsAsArray().map(({ name }) => name);
     const own = names.filter((name) => name.startsWith('gimbal_'));

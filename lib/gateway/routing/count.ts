@@ -6,10 +6,13 @@ import { mismatch } from '../../errors.js';
 import { readRoutedExperts } from '../../statistics/routed-experts.js';
 import type { RoutingStatistics } from '../../statistics/routing-statistics.js';
 import type { ServerKind } from '../../telemetry/types.js';
+import type { ChosenExperts } from '../affinity.js';
 
 const FIELD = 'routed_experts';
 /** About a millisecond of counting. */
 const STEP_CHOICES = 32_768;
+/** Of one answer, tokens whose experts are told beside the statistics: a long one shall not be all that is known. */
+const MOST_TOLD_TOKENS = 256;
 const BASE64_UNIT = 4;
 const INT32_BYTES = 4;
 const MOST_UINT16 = 0xffff;
@@ -42,7 +45,7 @@ interface Reported {
 }
 
 /**
- * Each step is short. Returns the tokens that were counted.
+ * Each step is short. `tell` hears of up to 256 tokens, from all over the answer. Returns the tokens that were counted.
  *
  * @throws GimbalError GIMBAL_FORMAT, GIMBAL_INVALID_INPUT: not what the statistics take
  */
@@ -50,6 +53,7 @@ export function* countRouted(
   answer: RoutedAnswer,
   shape: ReportedShape,
   statistics: RoutingStatistics,
+  tell?: (chosen: ChosenExperts) => void,
 ): Generator<void, number> {
   const bytes = yield* decoded(answer.pieces);
   const reported = answer.kind === 'vllm' ? ofNpy(bytes) : ofInt32(bytes, shape);
@@ -61,10 +65,14 @@ export function* countRouted(
   if (topK !== undefined && k !== topK) throw mismatch('GIMBAL_FORMAT', FIELD, `top ${topK}`, `top ${k}`);
   const from = Math.min(answer.cachedTokens, tokens);
   const step = Math.max(1, Math.floor(STEP_CHOICES / (rows * k)));
+  const toldShare = Math.min(1, MOST_TOLD_TOKENS / (tokens - from));
   for (let first = from; first < tokens; first += step) {
     const last = Math.min(tokens, first + step);
     const topk = choicesOf(reported, shape, first, last);
     statistics.observe({ source: answer.source, topk, tokens: last - first, k });
+    // As many of each step that their sum is the share of all so far.
+    const told = Math.floor((last - from) * toldShare) - Math.floor((first - from) * toldShare);
+    if (told > 0) tell?.({ topk: topk.subarray(0, told * layers * k), tokens: told, k });
     yield;
   }
   return tokens - from;

@@ -7,11 +7,12 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { mix32 } from '../../random.js';
 import type { RoutingStatistics } from '../../statistics/routing-statistics.js';
 import type { ServerKind } from '../../telemetry/types.js';
+import type { ChosenExperts, ExpertAffinity } from '../affinity.js';
 import type { ServerConfig } from '../config.js';
 import type { Logger } from '../log.js';
 import type { FleetEngine } from '../types.js';
 import type { RoutingConfig } from './config.js';
-import { countRouted } from './count.js';
+import { countRouted, type RoutedAnswer } from './count.js';
 import type { RoutedText } from './filter.js';
 import { type Sources, sourceOf, sourcesOf } from './sources.js';
 
@@ -24,9 +25,20 @@ export type SampleResult = (typeof SAMPLE_RESULTS)[number];
 
 export interface RoutingSamplerParts {
   statistics: RoutingStatistics;
+  /** Told of answers whose key is known. */
+  affinity?: Pick<ExpertAffinity, 'observe'> | undefined;
   log: Logger;
   seed: number;
   onResult(result: SampleResult, tokens: number): void;
+}
+
+/** An answer that waits to be counted. */
+interface Sample {
+  capture: Capture;
+  source: number;
+  kind: ServerKind;
+  cachedTokens: number;
+  affinityKey: string | undefined;
 }
 
 /** Steps of a text are so long at most, whatever a socket gives. */
@@ -39,7 +51,7 @@ export class RoutingSampler {
   #sources: Sources;
   /** Of texts that are kept, bytes. */
   #heldBytes = 0;
-  readonly #waiting: { capture: Capture; source: number; kind: ServerKind; cachedTokens: number }[] = [];
+  readonly #waiting: Sample[] = [];
   #counting: Promise<void> | undefined;
   #stopped = false;
   /** Why the last one was unusable: told once. */
@@ -72,15 +84,15 @@ export class RoutingSampler {
     return new Capture((bytes, all) => this.#reserve(bytes, all));
   }
 
-  /** Its answer has been passed on. */
-  count(capture: Capture, target: FleetEngine, cachedTokens: number): void {
+  /** Its answer has been passed on. `affinityKey`: what its experts are learned by. */
+  count(capture: Capture, target: FleetEngine, cachedTokens: number, affinityKey?: string): void {
     const source = sourceOf(this.#sources, target);
     if (capture.state !== 'whole' || source === undefined) {
       this.#parts.onResult(capture.state === 'dropped' ? 'dropped' : 'absent', 0);
       capture.release();
       return;
     }
-    this.#waiting.push({ capture, source, kind: target.server.kind, cachedTokens });
+    this.#waiting.push({ capture, source, kind: target.server.kind, cachedTokens, affinityKey });
     this.#counting ??= this.#countAll();
   }
 
@@ -106,16 +118,18 @@ export class RoutingSampler {
     // Never with the answer that brought it.
     await nextTurn();
     for (let next = this.#waiting.shift(); next !== undefined; next = this.#waiting.shift()) {
-      const { capture, ...about } = next;
-      await this.#countOne({ ...about, pieces: capture.pieces });
+      const { capture, affinityKey, ...about } = next;
+      await this.#countOne({ ...about, pieces: capture.pieces }, affinityKey);
       capture.release();
     }
     this.#counting = undefined;
   }
 
-  async #countOne(answer: Parameters<typeof countRouted>[0]): Promise<void> {
-    const { statistics, onResult, log } = this.#parts;
-    const steps = countRouted(answer, this.#config, statistics);
+  async #countOne(answer: RoutedAnswer, affinityKey: string | undefined): Promise<void> {
+    const { statistics, affinity, onResult, log } = this.#parts;
+    const isLearned = affinity !== undefined && affinityKey !== undefined;
+    const tell = isLearned ? (chosen: ChosenExperts) => affinity.observe(affinityKey, chosen) : undefined;
+    const steps = countRouted(answer, this.#config, statistics, tell);
     try {
       while (!this.#stopped) {
         const step = steps.next();
