@@ -287,6 +287,8 @@ describe('the controller’s policy', () => {
   const CHANCES = [
     [0.4, 0.4, 0.1, 0.1],
     [0.05, 0.2, 0.7, 0.05],
+    [0.03, 0.07, 0.7, 0.2],
+    [0.07, 0.03, 0.7, 0.2],
   ];
   const group = {
     steps: 1,
@@ -354,15 +356,15 @@ describe('the controller’s policy', () => {
   });
 
   it('remembers what the plan in force has promised', async () => {
-    // The way between GPUs keeps any placement from its bound.
-    const commCost = Float64Array.of(0, 3000, 3000, 0);
+    // One expert has most of the traffic, so that the best plan is far above its bound; then the two smallest change places.
+    const commCost = Float64Array.of(0, 500, 500, 0);
     const given = { lookEveryMs: 1000, sampleShare: 1, halfLifeTokens: 20_000 };
     const rules = { horizonMs: 1e6, minIntervalMs: 0, leastMoveShare: 0, hysteresis: 0.1 };
     const { policy, plan, serve } = make({ ...given, rules }, 0, commCost);
-    serve(0);
+    serve(2);
     const placement = await plan(1000);
     policy.moved(1000);
-    serve(0);
+    serve(3);
     expect(await plan(2000, placement!)).toBeUndefined();
     expect(policy.decisions.map(({ reason }) => reason)).toEqual(['gain', 'within-hysteresis']);
     policy.close();
