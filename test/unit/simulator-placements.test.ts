@@ -297,7 +297,7 @@ describe('the controller’s policy', () => {
   const HELD = [0, 1, 2, 3];
 
   /** One layer of four experts, two ranks of a GPU each, and an expert's pair takes a µs. */
-  function make(given: SimulatedController, stallMs = 0, commCost = new Float64Array(4)) {
+  function make(given: SimulatedController, { stallMs = 0, commCost = new Float64Array(4), topK = 1 } = {}) {
     const { tokens: _, incumbent, ...problem } = problemOf(2, 2, HELD, HELD, { sources: 2, commCost });
     const costs = { expertBytes: 1, linkGBps: 1e6, transfer: 'stall' as const, stallMs, layerStallMs: 0 };
     const policy = new ControllerPolicy({
@@ -305,7 +305,7 @@ describe('the controller’s policy', () => {
       initial: incumbent!,
       migration: costs,
       given: { lookEveryMs: 200, ...given },
-      topK: 1,
+      topK,
       seed: 1,
     });
     const plan = (nowMs: number, placement = incumbent!) =>
@@ -349,9 +349,37 @@ describe('the controller’s policy', () => {
   ])('takes the traffic for what it is, and not for its sample: a stall of %i ms', async (stallMs, pays) => {
     // 10,000 tokens a second, of which 8,000 go to GPU 0 and need not: of the 800 ms in 100 s, 300 are to be had.
     const rules = { horizonMs: 100_000, leastTokens: 1, certainty: 0 };
-    const { policy, plan, serve } = make({ lookEveryMs: 1000, sampleShare: 0.1, rules }, stallMs);
+    const { policy, plan, serve } = make({ lookEveryMs: 1000, sampleShare: 0.1, rules }, { stallMs });
     serve(0);
     expect((await plan(1000)) !== undefined).toBe(pays);
+    policy.close();
+  });
+
+  it.each([
+    [1, 'gain'],
+    [2, 'too-little-data'],
+  ])('has tokens behind it and not pairs: top %i', async (topK, reason) => {
+    // 10,000 pairs of two ranks.
+    const { policy, plan, serve } = make({ sampleShare: 1, rules: { leastTokens: 4000 } }, { topK });
+    serve(0);
+    await plan(1000);
+    expect(policy.decisions.map((one) => one.reason)).toEqual([reason]);
+    policy.close();
+  });
+
+  it('forgets by the half-life that it is given, and knows how old its statistics are', async () => {
+    const given = { sampleShare: 1, priorTokens: 0, halfLifeTokens: 1000 };
+    const { policy, plan, serve } = make({ ...given, rules: { leastTokens: 1, staleStatisticsMs: 5000 } });
+    serve(0);
+    serve(1);
+    const counts = policy.tokens();
+    const sum = counts.reduce((total, count) => total + count, 0);
+    expect((counts[2]! + counts[6]!) / sum).toBeGreaterThan(0.6);
+    await plan(1000);
+    await plan(6001);
+    const reasons = policy.decisions.map(({ reason }) => reason);
+    expect(reasons[0]).not.toBe('stale-statistics');
+    expect(reasons[1]).toBe('stale-statistics');
     policy.close();
   });
 
@@ -360,7 +388,7 @@ describe('the controller’s policy', () => {
     const commCost = Float64Array.of(0, 500, 500, 0);
     const given = { lookEveryMs: 1000, sampleShare: 1, halfLifeTokens: 20_000 };
     const rules = { horizonMs: 1e6, minIntervalMs: 0, leastMoveShare: 0, hysteresis: 0.1 };
-    const { policy, plan, serve } = make({ ...given, rules }, 0, commCost);
+    const { policy, plan, serve } = make({ ...given, rules }, { commCost });
     serve(2);
     const placement = await plan(1000);
     policy.moved(1000);
