@@ -226,7 +226,7 @@ describe('what the dispatcher is told', () => {
     expect(await prefillMs(firstMs - 3 + 0.1)).toBe(0);
   });
 
-  it('each engine’s own MoE pressure', async () => {
+  it.each(['static', 'gimbal'] as const)('each engine’s own MoE pressure: %s', async (placement) => {
     // Topic 0 goes to the experts of GPU 0 alone, topic 1 to all alike; each has a rank of its own.
     const tokens = Array.from({ length: 32 }, (_, n) => (n < 8 || n >= 16 ? 100 : 0));
     const trace = Array.from({ length: 40 }, (_, n) => ({
@@ -236,12 +236,15 @@ describe('what the dispatcher is told', () => {
       topic: n % 2,
     }));
     const dispatch = { pick: (_: unknown, { id }: { id: string | number }) => Number(id) % 2 };
+    // It knows all that has ended, and leaves experts where they are.
+    const controller = { sampleShare: 1, priorTokens: 0, rules: { leastTokens: 1e9 } };
     const pressureOf = async (from: number) =>
       (
         await seenAt(1000, {
           trace: trace.map((one) => ({ ...one, topic: (one.topic + from) % 2 })),
           routing: { kind: 'counts', tokens, layers: 1, sources: 2, experts: 16 },
-          policy: { dispatch, feedback: true, weights: { moe: 1 } },
+          policy: { dispatch, placement, feedback: true, weights: { moe: 1 } },
+          rearrangement: { controller },
         })
       ).map(({ moeMs }) => moeMs);
     for (const hot of [0, 1]) {

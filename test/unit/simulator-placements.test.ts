@@ -282,6 +282,28 @@ describe('the controller', () => {
   });
 });
 
+describe('each group’s controller', () => {
+  it('is told of its own requests, what they were given and what they generated', async () => {
+    const { decisions } = await simulate({
+      ...BASE,
+      dp: 4,
+      ep: 2,
+      trace: Array.from({ length: 80 }, (_, n) => ({
+        arrivalMs: n < 40 ? n : 2000 + n,
+        inputTokens: 5,
+        outputTokens: 300,
+      })),
+      // When the second half comes, a rank has some 3,000 tokens behind it, of which 50 are prompts.
+      rearrangement: { controller: { lookEveryMs: 200, sampleShare: 1, rules: { leastTokens: 1000 } } },
+    });
+    for (const group of [0, 1]) {
+      const reasons = decisions.filter((one) => one.group === group).map(({ reason }) => reason);
+      expect(reasons[0]).toBe('too-little-data');
+      expect(reasons.at(-1)).not.toBe('too-little-data');
+    }
+  });
+});
+
 describe('the controller’s policy', () => {
   /** Every layer's experts alike for a profile. `[profiles][experts]` */
   const CHANCES = [
