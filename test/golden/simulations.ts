@@ -90,7 +90,7 @@ const CASES: Record<string, SimulationOptions> = {
     dp: 4,
     nodes: 2,
     engine: { ...BASE.engine, allToAll: 'a2a-dedup' },
-    policy: { feedback: true, weights: { moe: 1, comm: 1 } },
+    policy: { placement: 'periodic', feedback: true, weights: { moe: 1, comm: 1 } },
     rearrangement: { everySteps: 200, windowSteps: 50 },
   },
 };

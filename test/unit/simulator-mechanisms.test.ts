@@ -38,26 +38,49 @@ describe('rearrangement', () => {
     for (const tokens of counted) expect(Math.abs(tokens - 30 * 2 * 2)).toBeLessThan(64 / 2);
   });
 
-  it('a stall lasts the busiest GPU’s weights over the link and a time a layer, and all engines wait for it', async () => {
-    // GPUs change places, so that nothing but the stall differs: routing is the same for all experts.
-    const swapped = (problem: PlacementProblem) =>
-      Int32Array.from(problem.incumbent!, (_, n) => problem.incumbent![n % 16 < 8 ? n + 8 : n - 8]!);
-    const run = (plan: typeof same, rearrangement: Rearrangement) =>
-      simulate({
+  it.each([2, 1])(
+    'a stall lasts the busiest GPU’s weights over the link and a time a layer, and all engines wait for it: %i of 2 layers simulated',
+    async (simulatedLayers) => {
+      // GPUs change places, so that nothing but the stall differs: routing is the same for all experts.
+      const swapped = (problem: PlacementProblem) =>
+        Int32Array.from(problem.incumbent!, (_, n) => problem.incumbent![n % 16 < 8 ? n + 8 : n - 8]!);
+      const run = (plan: typeof same, rearrangement: Rearrangement) =>
+        simulate({
+          ...BASE,
+          trace: one,
+          routing: { kind: 'uniform' },
+          simulatedLayers,
+          policy: { placement: { name: 'own', plan } },
+          rearrangement: { everySteps: 1000, windowSteps: 50, firstStep: 100, ...rearrangement },
+        });
+      const still = await run(same, {});
+      const moved = await run(swapped, { layerStallMs: 20 });
+      // 8 experts in each of 2 layers, 3 MB each, at 100 GB/s.
+      const stallMs = (16 * 3e6) / 100e6 + 2 * 20;
+      expect([still.counters.stallMs, moved.counters.rearrangements]).toEqual([0, 1]);
+      expect(moved.counters.stallMs).toBeCloseTo(stallMs, 9);
+      const tookMs = moved.requests[0]!.finishMs - still.requests[0]!.finishMs;
+      expect(tookMs).toBeCloseTo(stallMs, 6);
+    },
+  );
+
+  it('planned every so many steps: a budget limits the moves, and the less a window is of the time, the less they cost', async () => {
+    const slow = { micros: 10, GBps: 0.001 };
+    const migrations = async (rearrangement: Rearrangement, link = HARDWARE.links[0]!.allToAll) => {
+      const { counters } = await simulate({
         ...BASE,
-        trace: one,
-        routing: { kind: 'uniform' },
-        policy: { placement: { name: 'own', plan } },
-        rearrangement: { everySteps: 1000, windowSteps: 50, firstStep: 100, ...rearrangement },
+        hardware: { ...HARDWARE, links: [{ gpus: 8, allToAll: link, allGather: link, reduceScatter: link }] },
+        trace: randomTrace({ count: 60, gapMs: 3, seed: 22 }),
+        routing: { kind: 'generative', sigmaExperts: 1.5 },
+        policy: { placement: 'periodic' },
+        rearrangement: { firstStep: 60, everySteps: 1e6, windowSteps: 1, ...rearrangement },
       });
-    const still = await run(same, {});
-    const moved = await run(swapped, { layerStallMs: 20 });
-    // 8 experts in each of 2 layers, 3 MB each, at 100 GB/s.
-    const stallMs = (16 * 3e6) / 100e6 + 2 * 20;
-    expect([still.counters.stallMs, moved.counters.rearrangements]).toEqual([0, 1]);
-    expect(moved.counters.stallMs).toBeCloseTo(stallMs, 9);
-    const tookMs = moved.requests[0]!.finishMs - still.requests[0]!.finishMs;
-    expect(tookMs).toBeCloseTo(stallMs, 6);
+      return counters.migrations;
+    };
+    expect(await migrations({})).toBeGreaterThan(4);
+    expect(await migrations({ migrationBudget: 2 })).toBe(2);
+    expect(await migrations({}, slow)).toBeGreaterThan(4);
+    expect(await migrations({ windowSteps: 1e6 }, slow)).toBe(0);
   });
 
   it('the series has every migration at its time, stalls without a step included', async () => {
@@ -203,7 +226,7 @@ describe('what the dispatcher is told', () => {
     expect(await prefillMs(firstMs - 3 + 0.1)).toBe(0);
   });
 
-  it('each engine’s own MoE pressure', async () => {
+  it.each(['static', 'gimbal'] as const)('each engine’s own MoE pressure: %s', async (placement) => {
     // Topic 0 goes to the experts of GPU 0 alone, topic 1 to all alike; each has a rank of its own.
     const tokens = Array.from({ length: 32 }, (_, n) => (n < 8 || n >= 16 ? 100 : 0));
     const trace = Array.from({ length: 40 }, (_, n) => ({
@@ -213,12 +236,15 @@ describe('what the dispatcher is told', () => {
       topic: n % 2,
     }));
     const dispatch = { pick: (_: unknown, { id }: { id: string | number }) => Number(id) % 2 };
+    // It knows all that has ended, and leaves experts where they are.
+    const controller = { sampleShare: 1, priorTokens: 0, rules: { leastTokens: 1e9 } };
     const pressureOf = async (from: number) =>
       (
         await seenAt(1000, {
           trace: trace.map((one) => ({ ...one, topic: (one.topic + from) % 2 })),
           routing: { kind: 'counts', tokens, layers: 1, sources: 2, experts: 16 },
-          policy: { dispatch, feedback: true, weights: { moe: 1 } },
+          policy: { dispatch, placement, feedback: true, weights: { moe: 1 } },
+          rearrangement: { controller },
         })
       ).map(({ moeMs }) => moeMs);
     for (const hot of [0, 1]) {
@@ -226,6 +252,29 @@ describe('what the dispatcher is told', () => {
       expect(pressure[hot]).toBeGreaterThan(0);
       expect(pressure[1 - hot]! / pressure[hot]!).toBeLessThan(0.05);
     }
+  });
+
+  it('MoE pressure anew at the next sample, where a placement has come in force', async () => {
+    // Topic 0, which rank 0 has, goes to the experts of GPU 0 alone, until those are on both GPUs; topic 1 to all alike.
+    const tokens = Array.from({ length: 32 }, (_, n) => (n < 8 || n >= 16 ? 100 : 0));
+    const dispatch = { pick: (_: unknown, { id }: { id: string | number }) => Number(id) % 2 };
+    const spread = Int32Array.from({ length: 2 * 16 }, (_, n) => (n % 2) * 8 + Math.floor((n % 16) / 2));
+    const options = {
+      trace: [0, 1].map((topic) => ({ arrivalMs: 0, inputTokens: 16, outputTokens: 1000, topic })),
+      routing: { kind: 'counts' as const, tokens, layers: 1, sources: 2, experts: 16 },
+      policy: {
+        dispatch,
+        placement: { name: 'spread', plan: () => spread },
+        feedback: true,
+        weights: { moe: 1 },
+      },
+      // A step takes about 2.1 ms: it moves at about 1,300 ms, between two seconds.
+      rearrangement: { firstStep: 600, stallMs: 0 },
+    };
+    const moeMs = async (atMs: number) => Math.max(...(await seenAt(atMs, options)).map((one) => one.moeMs));
+    const before = await moeMs(1100);
+    expect(before).toBeGreaterThan(0);
+    expect(await moeMs(1900)).toBeLessThan(0.2 * before);
   });
 
   it('a request’s session, so that the next one goes where the last one went', async () => {

@@ -286,6 +286,24 @@ describe('loads of experts', () => {
     },
   );
 
+  it('a placement that comes later counts as one from the start, with slots that it has emptied', () => {
+    const left = Int32Array.from({ length: 2 * 16 }, (_, n) => (n % 16 < 8 ? n % 16 : -1));
+    const active = (one: ExpertLoad) => {
+      const seen: number[] = [];
+      const spy = { experts: (count: number) => seen.push(count), gatherScatter: () => 0 };
+      one.add(0, 0, 5);
+      one.step(spy as unknown as StepTimer, 5, 5, 5);
+      return seen;
+    };
+    const later = load({});
+    later.place(left);
+    expect(active(later)).toEqual(active(load({}, left)));
+    // By layer: GPU 0, GPU 1, which has nothing, and the mean of those that have something.
+    const told = active(load({}, left));
+    expect([told[1], told[4]]).toEqual([0, 0]);
+    expect([told[2], told[5]]).toEqual([told[0], told[3]]);
+  });
+
   it('the window says what each source sent', () => {
     const one = load({});
     const spy = { experts: () => 0, gatherScatter: () => 0 };
