@@ -1,21 +1,61 @@
-/** What operators ask the controller: `GET /controller/status`. */
+/**
+ * What operators ask the controller, `GET /controller/status`, and tell it, `PUT /controller/dead-gpus`: whoever watches the hardware
+ * says there which GPUs are gone.
+ */
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { checkKeys } from '../checks.js';
+import { GimbalError, mismatch } from '../errors.js';
 import type { AdminPages } from '../gateway/admin.js';
-import { sendJson, wrongMethod } from '../gateway/answers.js';
+import { sendError, sendJson, wrongMethod } from '../gateway/answers.js';
+import { BodyTooLongError, readBody } from '../gateway/body.js';
 import type { Controller } from './controller.js';
 
 const STATUS_PATH = '/controller/status';
+const DEAD_GPUS_PATH = '/controller/dead-gpus';
+/** Numbers of every GPU that a placement may have. */
+const MOST_BYTES = 64 * 1024;
 
 export class ControllerPages implements AdminPages {
-  readonly paths = [STATUS_PATH];
-  readonly #controller: Pick<Controller, 'status'>;
+  readonly paths = [STATUS_PATH, DEAD_GPUS_PATH];
+  readonly #controller: Pick<Controller, 'status' | 'setDeadGpus'>;
 
-  constructor(controller: Pick<Controller, 'status'>) {
+  constructor(controller: Pick<Controller, 'status' | 'setDeadGpus'>) {
     this.#controller = controller;
   }
 
-  async serve({ method }: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
-    if (method === 'GET' || method === 'HEAD') sendJson(response, 200, this.#controller.status());
+  async serve(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
+    const { method } = request;
+    if (path === DEAD_GPUS_PATH) {
+      if (method === 'PUT') await this.#setDeadGpus(request, response);
+      else wrongMethod(response, path, 'PUT');
+    } else if (method === 'GET' || method === 'HEAD') sendJson(response, 200, this.#controller.status());
     else wrongMethod(response, path, 'GET, HEAD');
   }
+
+  /** All that are dead, each time: what is said twice changes nothing. */
+  async #setDeadGpus(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    try {
+      this.#controller.setDeadGpus(deadGpusOf(await readBody(request, MOST_BYTES)));
+      const { deadGpus } = this.#controller.status();
+      sendJson(response, 200, { deadGpus });
+    } catch (error) {
+      if (response.destroyed) return;
+      const tooLong = error instanceof BodyTooLongError;
+      if (!tooLong && !(error instanceof GimbalError)) throw error;
+      const [status, code] = tooLong ? [413, 'body_too_long'] : [400, 'invalid_dead_gpus'];
+      sendError(response, { status, message: error.message, code, type: 'invalid_request_error' });
+    }
+  }
+}
+
+/** @throws GimbalError GIMBAL_FORMAT (no JSON), GIMBAL_INVALID_INPUT; what the GPUs may be is the controller's to say */
+function deadGpusOf(body: Buffer): number[] {
+  let content: unknown;
+  try {
+    content = JSON.parse(body.toString('utf8'));
+  } catch {
+    throw mismatch('GIMBAL_FORMAT', 'body', 'JSON such as {"deadGpus": [3]}', 'no JSON');
+  }
+  checkKeys('body', content, ['deadGpus']);
+  return (content as { deadGpus: number[] }).deadGpus;
 }

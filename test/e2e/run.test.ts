@@ -207,6 +207,38 @@ describe('gimbal run', { timeout: 120_000 }, () => {
     expect(body.toString()).toContain('gimbal_placement');
   });
 
+  it('is told which GPUs are gone, and has their experts placed elsewhere', async () => {
+    const file = await config();
+    const { running, status } = await start(file);
+    const put = (body: unknown) =>
+      ask(running.url, typeof body === 'string' ? body : JSON.stringify(body), {
+        method: 'PUT',
+        path: '/controller/dead-gpus',
+      });
+    for (const [body, said] of [
+      ['no JSON', /body: expected JSON/],
+      [{ gpus: [3] }, /deadGpus/],
+      [{}, /deadGpus: expected an array/],
+      [{ deadGpus: [4] }, /deadGpus\[0\]: expected a GPU id of 0 to 3 but received 4/],
+      [{ deadGpus: [3, 3] }, /each GPU at most once/],
+    ] as const) {
+      const answer = await put(body);
+      expect(errorIn(answer)).toMatchObject({ status: 400, code: 'invalid_dead_gpus' });
+      expect(answer.body.toString()).toMatch(said);
+    }
+    expect(errorIn(await put(' '.repeat(2 ** 17)))).toMatchObject({ status: 413 });
+    expect((await status()).deadGpus).toEqual([]);
+    const { status: code, body } = await put({ deadGpus: [3] });
+    expect([code, JSON.parse(body.toString())]).toEqual([200, { deadGpus: [3] }]);
+    const change = await until(() => changeIn(join(folder, 'hook')));
+    for (const layer of change.physicalToLogical) {
+      expect(layer.slice(9)).toEqual([-1, -1, -1]);
+      expect(new Set(layer.slice(0, 9)).size).toBe(8);
+    }
+    await acknowledge(join(folder, 'hook'), change.planId);
+    await until(async () => expect((await status()).planId).toBe(change.planId));
+  });
+
   it('checks a file without running it, and hides secrets', async () => {
     const file = await config({
       hook: { url: 'http://127.0.0.1:1', headers: { authorization: 'Bearer secret' } },
