@@ -10,7 +10,8 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { checkRunOptions } from '../lib/controller/run-config.js';
+import { heatOf } from '../lib/controller/heat.js';
+import { checkRunOptions, modelOf } from '../lib/controller/run-config.js';
 import { System } from '../lib/controller/system.js';
 import { formatMs } from '../lib/gateway/dashboard/words.js';
 import { formatRatio, formatShare } from '../lib/report/format.js';
@@ -45,8 +46,7 @@ function options(servers: readonly StandIn[], folder: string, shadow: boolean) {
       intervalMs: 500,
       feedbackMs: 500,
       shadow,
-      // Enough for a few looks before the one that decides, so that there is a heat map of before.
-      rules: { leastTokens: 3000, minIntervalMs: 2000 },
+      rules: { leastTokens: 500, minIntervalMs: 2000 },
       // A toy expert.
       migration: { expertBytes: 1e6, layerStallMs: 0 },
     },
@@ -79,10 +79,6 @@ async function sendUntil(url: string, isMet: () => boolean): Promise<void> {
   }
 }
 
-function worst(imbalance: readonly number[]): string {
-  return formatRatio(Math.max(...imbalance));
-}
-
 async function main(): Promise<void> {
   const { values } = parseArgs({
     options: { shadow: { type: 'boolean', default: false }, stay: { type: 'boolean', default: false } },
@@ -97,27 +93,29 @@ async function main(): Promise<void> {
   const system = await System.create(config, { version: 'demo' });
   const { url, adminUrl } = await system.listen();
   const { controller, gateway } = system;
+  const initial = controller.placement;
+  const model = modelOf(config);
+  /** By what is known of the routing now. */
+  const worstOf = async (placement: Int32Array) => {
+    const tokens = gateway.statistics!.counts();
+    const { imbalance } = await heatOf({ ...model, tokens }, placement);
+    return formatRatio(Math.max(...imbalance));
+  };
   try {
     const wanted = values.shadow ? 'would-commit' : 'committed';
     const decided = () => controller.status().decisions.find(({ decision }) => decision === wanted);
-    await sendUntil(url, () => controller.status().imbalance.length > 0 && decided() !== undefined);
+    await sendUntil(url, () => decided() !== undefined);
     const { planId, gainMs, gainShare, migrations } = decided()!;
     const { tokensSeen } = gateway.statistics!;
     console.log(
-      `${tokensSeen} tokens counted; busiest GPU over the mean, worst layer: ${worst(controller.status().imbalance)}`,
+      `${tokensSeen} tokens counted; busiest GPU over the mean, worst layer: ${await worstOf(initial)}`,
     );
     console.log(
       `${wanted} ${planId ?? ''}: ${migrations} moves, ${formatMs(gainMs!)} of MoE time gained over the horizon (${formatShare(gainShare!)})`,
     );
     if (!values.shadow) {
-      const before = controller.status().imbalance;
-      await sendUntil(
-        url,
-        () =>
-          controller.status().imbalance !== before &&
-          controller.status().decisions[0]!.decision !== 'committed',
-      );
-      console.log(`with it in force, worst layer: ${worst(controller.status().imbalance)}`);
+      await sendUntil(url, () => controller.status().decisions[0]!.decision !== 'committed');
+      console.log(`with it in force, worst layer: ${await worstOf(controller.placement)}`);
     }
     if (values.stay) {
       console.log(`\nlook at ${adminUrl}/dashboard; Ctrl-C ends it`);
