@@ -13,9 +13,10 @@ import { Feedback } from './feedback.js';
 import { ControllerPages } from './pages.js';
 import { type Hook, hookOf, leaseOf } from './parts.js';
 import { affinityOf, initialPlacement, migrationOf, modelOf, type RunConfig } from './run-config.js';
-import type { Lease } from './types.js';
+import type { Lease, PlacedModel } from './types.js';
 
 interface Made {
+  model: PlacedModel;
   gateway: Gateway;
   statistics: DispatchedStatistics;
   shares: DispatchShares;
@@ -48,13 +49,13 @@ export class System {
     const affinity = learned === undefined ? undefined : new Affinity(learned);
     const gateway = await Gateway.create(config, { ...beside, statistics, affinity });
     const lease = await leaseOf(controller);
-    return new System(config, { gateway, statistics, shares, affinity, initial, lease });
+    return new System(config, { model, gateway, statistics, shares, affinity, initial, lease });
   }
 
-  private constructor(config: RunConfig, { gateway, statistics, shares, affinity, initial, lease }: Made) {
+  private constructor(config: RunConfig, made: Made) {
+    const { model, gateway, statistics, shares, affinity, initial, lease } = made;
     this.#config = config;
     this.gateway = gateway;
-    const model = modelOf(config);
     const { log, metrics, fleet } = gateway;
     this.#hook = hookOf(config.controller, { log, registry: metrics.registry });
     this.controller = new Controller({
