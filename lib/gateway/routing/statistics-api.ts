@@ -3,13 +3,13 @@
  * routing goes out.
  */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { GimbalError, mismatch } from '../../errors.js';
+import { mismatch } from '../../errors.js';
 import { decodePushedCounts } from '../../statistics/pushed-counts.js';
 import type { RoutingStatistics } from '../../statistics/routing-statistics.js';
 import type { RoutingStatisticsOptions } from '../../statistics/types.js';
 import type { AdminPages } from '../admin.js';
 import { sendError, sendJson, wrongMethod } from '../answers.js';
-import { BodyTooLongError, readBody } from '../body.js';
+import { readBody, refusalOf } from '../body.js';
 import { Pushes, type PushResult } from './pushes.js';
 
 export const STATISTICS_PATH = '/v1/statistics';
@@ -55,10 +55,10 @@ export class StatisticsApi implements AdminPages {
       sendJson(response, 200, { result, tokensSeen: this.#parts.statistics.tokensSeen });
     } catch (error) {
       if (response.destroyed) return;
-      const answer = refusalOf(error);
-      if (answer === undefined) throw error;
+      const refusal = refusalOf(error, 'invalid_counts');
+      if (refusal === undefined) throw error;
       this.#parts.onPush('refused');
-      sendError(response, { ...answer, type: 'invalid_request_error' });
+      sendError(response, refusal);
     }
   }
 
@@ -113,11 +113,4 @@ function numberOf(pusher: unknown, sequence: unknown): [pusher: string, sequence
     throw mismatch('GIMBAL_INVALID_INPUT', SEQUENCE_HEADER, 'a whole number', String(sequence));
   }
   return [pusher, number];
-}
-
-function refusalOf(error: unknown): { status: number; message: string; code: string } | undefined {
-  if (error instanceof BodyTooLongError)
-    return { status: 413, message: error.message, code: 'body_too_long' };
-  if (!(error instanceof GimbalError)) return undefined;
-  return { status: 400, message: error.message, code: 'invalid_counts' };
 }
