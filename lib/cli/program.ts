@@ -118,10 +118,7 @@ function addProblemOptions(command: Command): Command {
       'routing counts: .npy, .pt, .json, .csv, a folder; several per-rank files give the sources',
     )
     .addOption(
-      new Option(
-        '--counts-format <name>',
-        `of --counts, where the content does not tell: ${countsFormatNames().join(', ')}`,
-      ).argParser(oneOf('--counts-format', countsFormatNames())),
+      choice('--counts-format <name>', 'of --counts, where the content does not tell', countsFormatNames()),
     )
     .requiredOption('--topology <shape>', 'the cluster: NODESxGPUS such as 4x8, or a JSON file')
     .option(
@@ -132,15 +129,10 @@ function addProblemOptions(command: Command): Command {
     .option('--model <name>', `what a token costs: ${modelNames().join(', ')}`)
     .option('--hardware <name>', `what it runs on: ${hardwareNames().join(', ')}`)
     .addOption(
-      new Option(
-        '--all-to-all <kind>',
-        `how tokens travel: ${ALL_TO_ALL.join(', ')} (then nothing depends on who sends)`,
-      ).argParser(oneOf('--all-to-all', ALL_TO_ALL)),
+      choice('--all-to-all <kind>', 'how tokens travel', ALL_TO_ALL, ' (then nothing depends on who sends)'),
     )
     .addOption(
-      new Option('--replica-choice <rule>', `how a token finds a replica: ${REPLICA_CHOICES.join(', ')}`)
-        .argParser(oneOf('--replica-choice', REPLICA_CHOICES))
-        .default('even'),
+      choice('--replica-choice <rule>', 'how a token finds a replica', REPLICA_CHOICES).default('even'),
     )
     .option(
       '--weights <list>',
@@ -155,16 +147,18 @@ function addProblemOptions(command: Command): Command {
       timeNs('--migration-cost'),
     )
     .option('--dead-gpus <list>', 'GPUs to leave empty, e.g. 3,7 or 8-15', gpuList('--dead-gpus'))
-    .addOption(
-      new Option('--backend <name>', `where to compute: ${BACKENDS.join(', ')}`)
-        .argParser(oneOf('--backend', BACKENDS))
-        .default('auto'),
-    )
+    .addOption(choice('--backend <name>', 'where to compute', BACKENDS).default('auto'))
     .option(
       '--threads <n>',
       'changes the time, never the result (default: all cores)',
       wholeNumber('--threads', 1, '2'),
     );
+}
+
+/** Takes one of the names, which its description ends in. */
+function choice(flags: string, description: string, names: readonly string[], more = ''): Option {
+  const [flag] = flags.split(' ');
+  return new Option(flags, `${description}: ${names.join(', ')}${more}`).argParser(oneOf(flag!, names));
 }
 
 function formatOption(flag: string, description: string): Option {
@@ -188,11 +182,7 @@ function addPlan(program: Command, context: Context): void {
       budget,
     )
     .option('--allow-duplicates', 'allow two new replicas of an expert on one GPU')
-    .addOption(
-      new Option('--effort <name>', `how long to search: ${EFFORTS.join(', ')}`)
-        .argParser(oneOf('--effort', EFFORTS))
-        .default('balanced'),
-    )
+    .addOption(choice('--effort <name>', 'how long to search', EFFORTS).default('balanced'))
     .option(
       '--walkers <n>',
       'independent searches a layer (default: from --effort)',
@@ -326,11 +316,7 @@ function addServe(program: Command, context: Context): void {
       'a port of their own for /metrics, /healthz, /readyz and /dashboard (default: beside the API)',
       wholeNumber('--admin-port', 0, '9090'),
     )
-    .addOption(
-      new Option('--policy <name>', `how to pick an engine: ${POLICIES.join(', ')}`).argParser(
-        oneOf('--policy', POLICIES),
-      ),
-    )
+    .addOption(choice('--policy <name>', 'how to pick an engine', POLICIES))
     .option(
       '--max-in-flight <n>',
       'requests on one engine before others wait',
@@ -355,11 +341,7 @@ function addServe(program: Command, context: Context): void {
       'serve as an endpoint picker for Envoy (ext-proc gRPC) on this port too',
       wholeNumber('--ext-proc-port', 0, '9002'),
     )
-    .addOption(
-      new Option('--log-level <name>', `of the JSON log on stderr: ${LOG_LEVELS.join(', ')}`).argParser(
-        oneOf('--log-level', LOG_LEVELS),
-      ),
-    )
+    .addOption(choice('--log-level <name>', 'of the JSON log on stderr', LOG_LEVELS))
     .option('--check', 'check the configuration, print it with its defaults, and exit')
     .addHelpText(
       'after',
@@ -423,18 +405,8 @@ function addSimulate(program: Command, context: Context): void {
       '--trace <file>',
       'requests: Azure, BurstGPT, Mooncake, vLLM’s benchmark, or CSV/JSONL of your own',
     )
-    .addOption(
-      new Option(
-        '--trace-format <name>',
-        `where the content does not tell: ${traceFormats.join(', ')}`,
-      ).argParser(oneOf('--trace-format', traceFormats)),
-    )
-    .addOption(
-      new Option(
-        '--synthetic <shape>',
-        `seeded traffic in place of a trace: ${lengthShapes.join(', ')}`,
-      ).argParser(oneOf('--synthetic', lengthShapes)),
-    )
+    .addOption(choice('--trace-format <name>', 'where the content does not tell', traceFormats))
+    .addOption(choice('--synthetic <shape>', 'seeded traffic in place of a trace', lengthShapes))
     .option(
       '--requests <n>',
       'so many of the first (default: all; synthetic: 2000)',
@@ -471,16 +443,9 @@ function addSimulate(program: Command, context: Context): void {
       'of 16 tokens, on an engine (default: what memory leaves)',
       wholeNumber('--kv-blocks', 1, '32000'),
     )
+    .addOption(choice('--all-to-all <kind>', 'how tokens travel', ALL_TO_ALLS))
     .addOption(
-      new Option('--all-to-all <kind>', `how tokens travel: ${ALL_TO_ALLS.join(', ')}`).argParser(
-        oneOf('--all-to-all', ALL_TO_ALLS),
-      ),
-    )
-    .addOption(
-      new Option(
-        '--replica-choice <rule>',
-        `how a token finds a replica: ${REPLICA_CHOICES.join(', ')} (default: even)`,
-      ).argParser(oneOf('--replica-choice', REPLICA_CHOICES)),
+      choice('--replica-choice <rule>', 'how a token finds a replica', REPLICA_CHOICES, ' (default: even)'),
     )
     .option(
       '--routing <file...>',
@@ -548,10 +513,7 @@ function addAdvise(program: Command, context: Context): void {
     .requiredOption('--hardware <name>', Object.keys(servingHardware).join(', '))
     .option('--counts <file...>', 'routing counts as plan takes them (default: a generative model)')
     .addOption(
-      new Option(
-        '--counts-format <name>',
-        `of --counts, where the content does not tell: ${countsFormatNames().join(', ')}`,
-      ).argParser(oneOf('--counts-format', countsFormatNames())),
+      choice('--counts-format <name>', 'of --counts, where the content does not tell', countsFormatNames()),
     )
     .option('--sigma <x>', 'spread of the generative model’s expert popularity', positive('--sigma', '0.5'))
     .requiredOption(
@@ -582,15 +544,9 @@ function addAdvise(program: Command, context: Context): void {
       'redundant experts to weigh (default: whole slots more on each GPU, while they fit)',
       wholeNumbers('--candidates', '0,32,64'),
     )
+    .addOption(choice('--all-to-all <kind>', 'how tokens travel', ALL_TO_ALLS))
     .addOption(
-      new Option('--all-to-all <kind>', `how tokens travel: ${ALL_TO_ALLS.join(', ')}`).argParser(
-        oneOf('--all-to-all', ALL_TO_ALLS),
-      ),
-    )
-    .addOption(
-      new Option('--replica-choice <rule>', `how a token finds a replica: ${REPLICA_CHOICES.join(', ')}`)
-        .argParser(oneOf('--replica-choice', REPLICA_CHOICES))
-        .default('even'),
+      choice('--replica-choice <rule>', 'how a token finds a replica', REPLICA_CHOICES).default('even'),
     )
     .option(
       '--max-num-seqs <n>',
@@ -628,16 +584,8 @@ function addAdvise(program: Command, context: Context): void {
       'simulate the n best beside the fewest (2), and print that beside the prediction',
       wholeNumber('--simulate', 1, '2'),
     )
-    .addOption(
-      new Option('--effort <name>', `how long to search for each plan: ${EFFORTS.join(', ')}`)
-        .argParser(oneOf('--effort', EFFORTS))
-        .default('balanced'),
-    )
-    .addOption(
-      new Option('--backend <name>', `where to plan: ${BACKENDS.join(', ')}`)
-        .argParser(oneOf('--backend', BACKENDS))
-        .default('auto'),
-    )
+    .addOption(choice('--effort <name>', 'how long to search for each plan', EFFORTS).default('balanced'))
+    .addOption(choice('--backend <name>', 'where to plan', BACKENDS).default('auto'))
     .option(
       '--threads <n>',
       'changes the time, never the result (default: all cores)',
