@@ -6,7 +6,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { checkKeys } from '../checks.js';
 import { mismatch } from '../errors.js';
 import type { AdminPages } from '../gateway/admin.js';
-import { sendError, sendJson, wrongMethod } from '../gateway/answers.js';
+import { comesBy, READING, sendError, sendJson } from '../gateway/answers.js';
 import { readBody, refusalOf } from '../gateway/body.js';
 import type { Controller } from './controller.js';
 
@@ -24,12 +24,9 @@ export class ControllerPages implements AdminPages {
   }
 
   async serve(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
-    const { method } = request;
     if (path === DEAD_GPUS_PATH) {
-      if (method === 'PUT') await this.#setDeadGpus(request, response);
-      else wrongMethod(response, path, 'PUT');
-    } else if (method === 'GET' || method === 'HEAD') sendJson(response, 200, this.#controller.status());
-    else wrongMethod(response, path, 'GET, HEAD');
+      if (comesBy(['PUT'], request, response, path)) await this.#setDeadGpus(request, response);
+    } else if (comesBy(READING, request, response, path)) sendJson(response, 200, this.#controller.status());
   }
 
   /** All that are dead, each time: what is said twice changes nothing. */

@@ -8,7 +8,7 @@ import { decodePushedCounts } from '../../statistics/pushed-counts.js';
 import type { RoutingStatistics } from '../../statistics/routing-statistics.js';
 import type { RoutingStatisticsOptions } from '../../statistics/types.js';
 import type { AdminPages } from '../admin.js';
-import { sendError, sendJson, wrongMethod } from '../answers.js';
+import { comesBy, READING, sendError, sendJson } from '../answers.js';
 import { readBody, refusalOf } from '../body.js';
 import { Pushes, type PushResult } from './pushes.js';
 
@@ -41,10 +41,8 @@ export class StatisticsApi implements AdminPages {
 
   async serve(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
     if (path === COUNTS_PATH) {
-      if (request.method === 'POST') await this.#serveCounts(request, response);
-      else wrongMethod(response, path, 'POST');
-    } else if (request.method === 'GET' || request.method === 'HEAD') sendJson(response, 200, this.#told());
-    else wrongMethod(response, path, 'GET, HEAD');
+      if (comesBy(['POST'], request, response, path)) await this.#serveCounts(request, response);
+    } else if (comesBy(READING, request, response, path)) sendJson(response, 200, this.#told());
   }
 
   async #serveCounts(request: IncomingMessage, response: ServerResponse): Promise<void> {
