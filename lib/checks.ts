@@ -81,6 +81,12 @@ export function atLeastZero(field: string, value: unknown): number {
   return value;
 }
 
+/** @param expected what it is, such as a path */
+export function nonEmpty(field: string, value: unknown, expected: string): string {
+  if (typeof value !== 'string' || value === '') throw invalid(field, expected, describe(value));
+  return value;
+}
+
 export function boolean(field: string, value: unknown): boolean {
   if (typeof value !== 'boolean') throw invalid(field, 'true or false', describe(value));
   return value;

@@ -2,6 +2,7 @@
  * What a plan is compared with: the incumbent, or, where none is given or it cannot be costed on this cluster, the contiguous
  * placement that engines start with.
  */
+import { contiguous } from '../contiguous.js';
 import { GimbalError } from '../errors.js';
 import { evaluatePlacements } from '../evaluate.js';
 import { type PlacementFigures, placementFigures } from '../report/figures.js';
@@ -43,10 +44,9 @@ export async function figuresBefore(
   }
 }
 
-/** Slot m holds expert m modulo the experts, as engines start without a map. */
+/** As engines start without a map. */
 export function contiguousPlacement({ layers, experts, gpus, slotsPerGpu }: PlacementProblem): PlacementView {
-  const width = gpus * slotsPerGpu;
-  const physicalToLogical = Int32Array.from({ length: layers * width }, (_, at) => (at % width) % experts);
+  const physicalToLogical = contiguous(layers, experts, gpus * slotsPerGpu);
   return { layers, gpus, slotsPerGpu, physicalToLogical };
 }
 

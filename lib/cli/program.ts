@@ -129,7 +129,7 @@ function addProblemOptions(command: Command): Command {
     .option('--model <name>', `what a token costs: ${modelNames().join(', ')}`)
     .option('--hardware <name>', `what it runs on: ${hardwareNames().join(', ')}`)
     .addOption(
-      choice('--all-to-all <kind>', 'how tokens travel', ALL_TO_ALL, '(then nothing depends on who sends)'),
+      choice('--all-to-all <kind>', 'how tokens travel', ALL_TO_ALL, ' (then nothing depends on who sends)'),
     )
     .addOption(
       choice('--replica-choice <rule>', 'how a token finds a replica', REPLICA_CHOICES).default('even'),
@@ -155,13 +155,30 @@ function addProblemOptions(command: Command): Command {
     );
 }
 
-/** An option that takes one of the names, which its description lists; `beside` stands after them. */
-function choice(flags: string, description: string, names: readonly string[], beside?: string): Option {
-  const [flag = ''] = flags.split(' ');
-  const listed = `${description}: ${names.join(', ')}`;
-  return new Option(flags, beside === undefined ? listed : `${listed} ${beside}`).argParser(
-    oneOf(flag, names),
-  );
+/** The options that state what serves a model, shared by the commands that simulate or predict it. */
+function addServedOptions(command: Command): Command {
+  return command
+    .requiredOption('--model <name>', Object.keys(servedModels).join(', '))
+    .requiredOption('--hardware <name>', Object.keys(servingHardware).join(', '))
+    .option('--sigma <x>', 'spread of the generative model’s expert popularity', positive('--sigma', '0.5'))
+    .addOption(choice('--all-to-all <kind>', 'how tokens travel', ALL_TO_ALLS))
+    .option(
+      '--max-num-seqs <n>',
+      'requests that run at once on an engine',
+      wholeNumber('--max-num-seqs', 1, '256'),
+    )
+    .option(
+      '--max-num-batched-tokens <n>',
+      'tokens of a step',
+      wholeNumber('--max-num-batched-tokens', 1, '8192'),
+    )
+    .option('--profiles <folder>', 'measured kernels as CSV, in place of the built-in fits');
+}
+
+/** Takes one of the names, which its description ends in. */
+function choice(flags: string, description: string, names: readonly string[], more = ''): Option {
+  const [flag] = flags.split(' ');
+  return new Option(flags, `${description}: ${names.join(', ')}${more}`).argParser(oneOf(flag!, names));
 }
 
 function formatOption(flag: string, description: string): Option {
@@ -399,11 +416,13 @@ ${EXIT_CODES}`,
 }
 
 function addSimulate(program: Command, context: Context): void {
-  program
-    .command('simulate')
-    .description(
-      'What policies would do to your traffic: a simulated cluster of lockstep engines, not a measured one.',
-    )
+  addServedOptions(
+    program
+      .command('simulate')
+      .description(
+        'What policies would do to your traffic: a simulated cluster of lockstep engines, not a measured one.',
+      ),
+  )
     .option(
       '--trace <file>',
       'requests: Azure, BurstGPT, Mooncake, vLLM’s benchmark, or CSV/JSONL of your own',
@@ -425,36 +444,22 @@ function addSimulate(program: Command, context: Context): void {
       'multiply times of arrival: 0.5 doubles the load',
       positive('--scale-arrivals', '0.5'),
     )
-    .requiredOption('--model <name>', Object.keys(servedModels).join(', '))
-    .requiredOption('--hardware <name>', Object.keys(servingHardware).join(', '))
     .option('--dp <n>', 'data-parallel engines in all', wholeNumber('--dp', 1, '2'), 1)
     .option('--tp <n>', 'GPUs of an engine', wholeNumber('--tp', 1, '2'), 1)
     .option('--ep <n>', 'GPUs over which experts are spread (default: dp · tp)', wholeNumber('--ep', 1, '4'))
     .option('--nodes <n>', 'over which the GPUs are spread', wholeNumber('--nodes', 1, '4'), 1)
     .option(
-      '--max-num-seqs <n>',
-      'requests that run at once on an engine',
-      wholeNumber('--max-num-seqs', 1, '256'),
-    )
-    .option(
-      '--max-num-batched-tokens <n>',
-      'tokens of a step',
-      wholeNumber('--max-num-batched-tokens', 1, '8192'),
-    )
-    .option(
       '--kv-blocks <n>',
       'of 16 tokens, on an engine (default: what memory leaves)',
       wholeNumber('--kv-blocks', 1, '32000'),
     )
-    .addOption(choice('--all-to-all <kind>', 'how tokens travel', ALL_TO_ALLS))
     .addOption(
-      choice('--replica-choice <rule>', 'how a token finds a replica', REPLICA_CHOICES, '(default: even)'),
+      choice('--replica-choice <rule>', 'how a token finds a replica', REPLICA_CHOICES, ' (default: even)'),
     )
     .option(
       '--routing <file...>',
       'counts as plan takes them, or recorded choices, .npy [tokens, layers, k] or vLLM’s routed_experts (default: a generative model)',
     )
-    .option('--sigma <x>', 'spread of the generative model’s expert popularity', positive('--sigma', '0.5'))
     .option(
       '--policy <name...>',
       `to compare, the first is the base: ${Object.keys(simulatedPolicies).join(', ')}, or dispatch/queue/placement`,
@@ -475,7 +480,6 @@ function addSimulate(program: Command, context: Context): void {
       'plan placements so often (default: 3000)',
       wholeNumber('--rearrange-every', 1, '3000'),
     )
-    .option('--profiles <folder>', 'measured kernels as CSV, in place of the built-in fits')
     .option('--slo <list>', 'what counts as good, ms', slo)
     .option('--seed <n>', 'of the first run', wholeNumber('--seed', 0, '7'), 0)
     .option('--seeds <n>', 'runs of each policy, for confidence intervals', wholeNumber('--seeds', 1, '5'), 1)
@@ -501,24 +505,23 @@ ${EXIT_CODES}`,
 }
 
 function addAdvise(program: Command, context: Context): void {
-  program
-    .command('advise')
-    .description(
-      'How many redundant experts a layer are worth their memory, against the KV cache that they displace.',
-    )
+  addServedOptions(
+    program
+      .command('advise')
+      .description(
+        'How many redundant experts a layer are worth their memory, against the KV cache that they displace.',
+      ),
+  )
     .requiredOption('--topology <shape>', 'the cluster: NODESxGPUS such as 4x8', clusterShape)
     .option(
       '--sources <n>',
       'source DP ranks, which are the engines (default: one a GPU)',
       wholeNumber('--sources', 1, '4'),
     )
-    .requiredOption('--model <name>', Object.keys(servedModels).join(', '))
-    .requiredOption('--hardware <name>', Object.keys(servingHardware).join(', '))
     .option('--counts <file...>', 'routing counts as plan takes them (default: a generative model)')
     .addOption(
       choice('--counts-format <name>', 'of --counts, where the content does not tell', countsFormatNames()),
     )
-    .option('--sigma <x>', 'spread of the generative model’s expert popularity', positive('--sigma', '0.5'))
     .requiredOption(
       '--input-tokens <n>',
       'of a prompt in the mean, less what prefix caches find',
@@ -547,19 +550,8 @@ function addAdvise(program: Command, context: Context): void {
       'redundant experts to weigh (default: whole slots more on each GPU, while they fit)',
       wholeNumbers('--candidates', '0,32,64'),
     )
-    .addOption(choice('--all-to-all <kind>', 'how tokens travel', ALL_TO_ALLS))
     .addOption(
       choice('--replica-choice <rule>', 'how a token finds a replica', REPLICA_CHOICES).default('even'),
-    )
-    .option(
-      '--max-num-seqs <n>',
-      'requests that run at once on an engine',
-      wholeNumber('--max-num-seqs', 1, '256'),
-    )
-    .option(
-      '--max-num-batched-tokens <n>',
-      'tokens of a step',
-      wholeNumber('--max-num-batched-tokens', 1, '8192'),
     )
     .option(
       '--memory-share <share>',
@@ -571,7 +563,6 @@ function addAdvise(program: Command, context: Context): void {
       'of that, neither weights nor KV cache (default: 4)',
       positive('--activation-gb', '4'),
     )
-    .option('--profiles <folder>', 'measured kernels as CSV, in place of the built-in fits')
     .option(
       '--splits <n>',
       'times that the counts are split into a half to plan on and a half to judge by (default: 4)',

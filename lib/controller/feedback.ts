@@ -58,19 +58,17 @@ export class Feedback {
     const sources = sourcesOf(servers());
     const ofSource = new Float64Array(model.sources);
     const sent = fleet.dispatchedTokens();
-    const engines = fleet.targets.map((target, n) => ({
-      target,
-      sent: sent[n]!,
-      source: sourceOf(sources, target),
-    }));
     // Who joined later than the statistics were made for has no place in them.
-    const known = engines.filter(({ source }) => source !== undefined && source < model.sources);
-    for (const { source, sent: tokens } of known) ofSource[source!]! += tokens;
+    const known = fleet.targets.flatMap((target, n) => {
+      const source = sourceOf(sources, target);
+      return source === undefined || source >= model.sources ? [] : [{ target, source, sent: sent[n]! }];
+    });
+    for (const { source, sent: tokens } of known) ofSource[source]! += tokens;
     shares.observe(ofSource, nowMs);
     const { gpus, slotsPerGpu, deadGpus, planId } = controller.status();
     const tokens = statistics.counts();
     const pressure = expertPressure({
-      ...trafficOf(model),
+      ...model,
       gpus,
       slotsPerGpu,
       deadGpus,
@@ -78,29 +76,15 @@ export class Feedback {
       placement: controller.placement,
     });
     const { moePressure, commExcess } = pressure;
-    const sourcesInForce = known.map(({ target, source }) => ({ target, source: source! }));
-    affinity?.place(
-      { pressure, placement: `${planId} without ${deadGpus.join(',')}`, sources: sourcesInForce },
-      nowMs,
-    );
+    const placement = `${planId} without ${deadGpus.join(',')}`;
+    affinity?.place({ pressure, placement, sources: known }, nowMs);
     fleet.setExpertPressure(
       new Map(
         known.map(({ target, source }) => [
           target.name,
-          { moePressure: moePressure[source!]!, commExcess: commExcess[source!]! },
+          { moePressure: moePressure[source]!, commExcess: commExcess[source]! },
         ]),
       ),
     );
   }
-}
-
-function trafficOf({ layers, sources, experts, computeCost, commCost, replicaChoice }: PlacedModel) {
-  return {
-    layers,
-    sources,
-    experts,
-    computeCost,
-    commCost,
-    ...(replicaChoice === undefined ? {} : { replicaChoice }),
-  };
 }

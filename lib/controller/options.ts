@@ -8,6 +8,7 @@ import {
   count,
   describe,
   invalid,
+  nonEmpty,
   oneOf,
   ordinal,
 } from '../checks.js';
@@ -147,7 +148,7 @@ function checkInterfaces(checked: CheckedController): void {
   for (const key of ['stateFile', 'exportFile', 'statisticsFile'] as const) {
     const path = checked[key];
     if (key !== 'stateFile' && path === undefined) continue;
-    if (typeof path !== 'string' || path === '') throw invalid(`options.${key}`, 'a path', describe(path));
+    nonEmpty(`options.${key}`, path, 'a path');
   }
 }
 

@@ -4,10 +4,10 @@
  */
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { checkKeys } from '../checks.js';
-import { GimbalError, mismatch } from '../errors.js';
+import { mismatch } from '../errors.js';
 import type { AdminPages } from '../gateway/admin.js';
-import { sendError, sendJson, wrongMethod } from '../gateway/answers.js';
-import { BodyTooLongError, readBody } from '../gateway/body.js';
+import { comesBy, READING, sendError, sendJson } from '../gateway/answers.js';
+import { readBody, refusalOf } from '../gateway/body.js';
 import type { Controller } from './controller.js';
 
 const STATUS_PATH = '/controller/status';
@@ -24,12 +24,9 @@ export class ControllerPages implements AdminPages {
   }
 
   async serve(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
-    const { method } = request;
     if (path === DEAD_GPUS_PATH) {
-      if (method === 'PUT') await this.#setDeadGpus(request, response);
-      else wrongMethod(response, path, 'PUT');
-    } else if (method === 'GET' || method === 'HEAD') sendJson(response, 200, this.#controller.status());
-    else wrongMethod(response, path, 'GET, HEAD');
+      if (comesBy(['PUT'], request, response, path)) await this.#setDeadGpus(request, response);
+    } else if (comesBy(READING, request, response, path)) sendJson(response, 200, this.#controller.status());
   }
 
   /** All that are dead, each time: what is said twice changes nothing. */
@@ -40,10 +37,9 @@ export class ControllerPages implements AdminPages {
       sendJson(response, 200, { deadGpus });
     } catch (error) {
       if (response.destroyed) return;
-      const tooLong = error instanceof BodyTooLongError;
-      if (!tooLong && !(error instanceof GimbalError)) throw error;
-      const [status, code] = tooLong ? [413, 'body_too_long'] : [400, 'invalid_dead_gpus'];
-      sendError(response, { status, message: error.message, code, type: 'invalid_request_error' });
+      const refusal = refusalOf(error, 'invalid_dead_gpus');
+      if (refusal === undefined) throw error;
+      sendError(response, refusal);
     }
   }
 }

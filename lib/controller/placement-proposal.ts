@@ -72,7 +72,7 @@ export async function proposeOwn(
     return { decision: 'rearrange', reason: 'no-old-map', placement: physicalToLogical };
   }
   const history = { failures: 0 };
-  const occasion = { nowMs: 0, tokens: leastOfLayers(question), gpusChanged: false };
+  const occasion = { nowMs: 0, tokens: Math.min(...layerTokens(question)), gpusChanged: false };
   const wait = reasonToWait(rules, occasion, history);
   if (wait !== undefined) return { decision: 'keep', reason: wait, placement: old };
 
@@ -80,15 +80,15 @@ export async function proposeOwn(
   const priced = { ...problem, incumbent: old, migrationCost: moveShare * meanNs };
   const plan = await planPlacement(priced, { ...options, signal });
   const [incumbent, candidate] = await loadsOf(problem, [old, plan.physicalToLogical], signal);
-  const noise = [...incumbent!, ...candidate!].reduce((variance, ns) => variance + ns * COMPUTE_COST, 0);
+  const [incumbentNs, candidateNs] = [sum(incumbent!), sum(candidate!)];
   const prospect = {
-    incumbentMs: sum(incumbent!) / NS_PER_MS,
-    candidateMs: sum(candidate!) / NS_PER_MS,
+    incumbentMs: incumbentNs / NS_PER_MS,
+    candidateMs: candidateNs / NS_PER_MS,
     // As if tokens came one by one; they come in requests, so this is the least that it can be.
-    spreadMs: Math.sqrt(noise) / NS_PER_MS,
+    spreadMs: Math.sqrt((incumbentNs + candidateNs) * COMPUTE_COST) / NS_PER_MS,
     costMs: (plan.migrations * priced.migrationCost) / NS_PER_MS,
-    incumbentScore: sum(incumbent!) / plan.lowerBound,
-    candidateScore: sum(candidate!) / plan.lowerBound,
+    incumbentScore: incumbentNs / plan.lowerBound,
+    candidateScore: candidateNs / plan.lowerBound,
     migrations: plan.migrations,
   };
   const { rearrange, reason } = decide(rules, prospect, history, occasion);
@@ -167,19 +167,15 @@ function newPairs({ slotsPerGpu }: PlacementProblem, old: Int32Array, placement:
 }
 
 /** ns of the mean rank: `[layers]`. */
-function meanLoads({ layers, experts, gpus, tokens }: PlacementProblem): Float64Array {
-  return Float64Array.from(
-    { length: layers },
-    (_, layer) => (sum(tokens.subarray(layer * experts, (layer + 1) * experts)) * COMPUTE_COST) / gpus,
-  );
+function meanLoads(problem: PlacementProblem): Float64Array {
+  return layerTokens(problem).map((tokens) => (tokens * COMPUTE_COST) / problem.gpus);
 }
 
-function leastOfLayers({ layers, experts, tokens }: PlacementQuestion): number {
-  let least = Number.POSITIVE_INFINITY;
-  for (let layer = 0; layer < layers; layer++) {
-    least = Math.min(least, sum(tokens.subarray(layer * experts, (layer + 1) * experts)));
-  }
-  return least;
+/** `[layers]` */
+function layerTokens({ layers, experts, tokens }: Pick<PlacementProblem, 'layers' | 'experts' | 'tokens'>) {
+  return Float64Array.from({ length: layers }, (_, layer) =>
+    sum(tokens.subarray(layer * experts, (layer + 1) * experts)),
+  );
 }
 
 function sum(values: Float64Array | Uint32Array): number {

@@ -10,7 +10,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
 import { atLeastZero, boolean, checkKeys, count } from '../checks.js';
 import { GimbalError, mismatch } from '../errors.js';
-import { type ApiError, sendError, sendJson, wrongMethod } from '../gateway/answers.js';
+import { type ApiError, comesBy, READING, sendError, sendJson } from '../gateway/answers.js';
 import { BodyTooLongError, readBody } from '../gateway/body.js';
 import { ApiKeys } from '../gateway/keys.js';
 import { createLog, type Logger } from '../gateway/log.js';
@@ -148,8 +148,7 @@ export class PlacementService implements ApplyHook {
       );
     }
     const isRead = path === '/v1/placement/current';
-    const methods = isRead ? ['GET', 'HEAD'] : ['POST'];
-    if (!methods.includes(request.method!)) return wrongMethod(response, path, methods.join(', '));
+    if (!comesBy(isRead ? READING : ['POST'], request, response, path)) return;
     if (isRead) return this.#serveCurrent(response);
     const body = await this.#readJson(request, response);
     if (body === undefined) return;

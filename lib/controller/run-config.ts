@@ -3,11 +3,13 @@
  * `routing`; what the cluster is like, what may be done and how, here.
  */
 import { z } from 'zod';
+import { contiguous } from '../contiguous.js';
 import { GimbalError, mismatch } from '../errors.js';
 import { type PlacementFormat, placementFormats } from '../export/placement.js';
-import { checkGatewayOptions, fromZod, type GatewayConfig, present, readGroups } from '../gateway/config.js';
+import { checkGatewayOptions, fromZod, type GatewayConfig, isGroup, readGroups } from '../gateway/config.js';
 import { statisticsOptions } from '../gateway/routing/config.js';
 import { readPlacement, selectLayers } from '../import/placement.js';
+import { present } from '../present.js';
 import { findModel, type ModelShape } from '../presets.js';
 import { parseTopology, type Topology } from '../topology.js';
 import type { AffinityOptions } from './affinity.js';
@@ -132,11 +134,8 @@ export type RunConfig = GatewayConfig & { controller: ControllerConfig };
 export async function readRunConfig(file: string, shadow = false): Promise<RunConfig> {
   const groups = await readGroups(file);
   const { controller } = groups;
-  const isGroup = typeof controller === 'object' && controller !== null;
-  return checkRunOptions(
-    shadow && isGroup ? { ...groups, controller: { ...controller, shadow } } : groups,
-    file,
-  );
+  const isSaid = shadow && isGroup(controller);
+  return checkRunOptions(isSaid ? { ...groups, controller: { ...controller, shadow } } : groups, file);
 }
 
 /** @throws GimbalError GIMBAL_INVALID_INPUT: the first key at fault, what it takes and what came */
@@ -262,8 +261,7 @@ export async function initialPlacement({ controller }: RunConfig, model: PlacedM
   const { layers, gpus, slotsPerGpu, experts, layerIds } = model;
   const width = gpus * slotsPerGpu;
   const { initial } = controller;
-  if (initial === undefined)
-    return Int32Array.from({ length: layers * width }, (_, at) => (at % width) % experts);
+  if (initial === undefined) return contiguous(layers, experts, width);
   const { file: from, format: as } = initial;
   const read = await readPlacement(from, { gpus, experts, ...(as === undefined ? {} : { format: as }) });
   const rows = selectLayers(read, layerIds === undefined ? { layers } : { layers, layerIds }, from);

@@ -2,9 +2,10 @@
  * The closed loop as one process: the gateway serves and counts where tokens are routed, the controller places experts by that, and
  * each tells the other what it does. Here they meet, and nowhere else.
  */
-import { present } from '../gateway/config.js';
+
 import { Gateway, type GatewayOptionsBeside, type GatewayUrls } from '../gateway/gateway.js';
 import { statisticsOptions } from '../gateway/routing/config.js';
+import { present } from '../present.js';
 import { Affinity } from './affinity.js';
 import { Controller } from './controller.js';
 import { DECISION_DEFAULTS } from './decide.js';
@@ -13,9 +14,10 @@ import { Feedback } from './feedback.js';
 import { ControllerPages } from './pages.js';
 import { type Hook, hookOf, leaseOf } from './parts.js';
 import { affinityOf, initialPlacement, migrationOf, modelOf, type RunConfig } from './run-config.js';
-import type { Lease } from './types.js';
+import type { Lease, PlacedModel } from './types.js';
 
 interface Made {
+  model: PlacedModel;
   gateway: Gateway;
   statistics: DispatchedStatistics;
   shares: DispatchShares;
@@ -48,13 +50,13 @@ export class System {
     const affinity = learned === undefined ? undefined : new Affinity(learned);
     const gateway = await Gateway.create(config, { ...beside, statistics, affinity });
     const lease = await leaseOf(controller);
-    return new System(config, { gateway, statistics, shares, affinity, initial, lease });
+    return new System(config, { model, gateway, statistics, shares, affinity, initial, lease });
   }
 
-  private constructor(config: RunConfig, { gateway, statistics, shares, affinity, initial, lease }: Made) {
+  private constructor(config: RunConfig, made: Made) {
+    const { model, gateway, statistics, shares, affinity, initial, lease } = made;
     this.#config = config;
     this.gateway = gateway;
-    const model = modelOf(config);
     const { log, metrics, fleet } = gateway;
     this.#hook = hookOf(config.controller, { log, registry: metrics.registry });
     this.controller = new Controller({

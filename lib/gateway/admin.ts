@@ -1,6 +1,6 @@
 /** What operators ask the gateway: is it alive, is it ready, what does it count, and the live page. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { sendError, sendJson, wrongMethod } from './answers.js';
+import { comesBy, READING, sendError, sendJson } from './answers.js';
 import { dashboardHtml, dashboardPolicy } from './dashboard/html.js';
 import type { Fleet } from './fleet.js';
 import type { ApiKeys } from './keys.js';
@@ -39,10 +39,7 @@ export async function serveAdmin(
   path: string,
 ): Promise<void> {
   const further = parts.pages.find(({ paths }) => paths.includes(path));
-  if (further === undefined && request.method !== 'GET' && request.method !== 'HEAD') {
-    wrongMethod(response, path, 'GET, HEAD');
-    return;
-  }
+  if (further === undefined && !comesBy(READING, request, response, path)) return;
   if (!OPEN_PATHS.includes(path) && !parts.keys.admits(request.headers)) {
     sendError(response, {
       status: 401,

@@ -1,5 +1,5 @@
 /** What the gateway itself answers, in the words of OpenAI's API: `{ "error": { message, type, code } }`. */
-import type { ServerResponse } from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 
 export interface ApiError {
   status: number;
@@ -14,6 +14,9 @@ export interface ApiError {
   code: string;
   headers?: Record<string, string>;
 }
+
+/** Of pages that are read. */
+export const READING: readonly string[] = ['GET', 'HEAD'];
 
 /** Ends an answer whose last bytes the client must take in time; else the connection is broken off. */
 export function endWithin(response: ServerResponse, timeoutMs: number, body?: Buffer): void {
@@ -32,14 +35,23 @@ export function sendError(response: ServerResponse, error: ApiError): void {
   sendJson(response, status, { error: { message, type, code, param: null } }, headers);
 }
 
-export function wrongMethod(response: ServerResponse, path: string, takes: string): void {
+/** Whether the request comes by one of the methods; one that does not is answered. */
+export function comesBy(
+  methods: readonly string[],
+  request: IncomingMessage,
+  response: ServerResponse,
+  path: string,
+): boolean {
+  if (methods.includes(request.method!)) return true;
+  const allow = methods.join(', ');
   sendError(response, {
     status: 405,
-    message: `${path} takes ${takes}`,
+    message: `${path} takes ${allow}`,
     type: 'invalid_request_error',
     code: 'method_not_allowed',
-    headers: { allow: takes },
+    headers: { allow },
   });
+  return false;
 }
 
 export function sendJson(

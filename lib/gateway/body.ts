@@ -1,5 +1,7 @@
 /** A request's body, whole and bounded: it is looked at before it is sent, and may be sent more than once. */
 import type { IncomingMessage } from 'node:http';
+import { GimbalError } from '../errors.js';
+import type { ApiError } from './answers.js';
 
 export class BodyTooLongError extends Error {
   readonly limitBytes: number;
@@ -40,4 +42,13 @@ export function readBody(request: IncomingMessage, limitBytes: number): Promise<
       if (!request.complete) reject(new Error('the client has gone'));
     });
   });
+}
+
+/** What to answer where a body could not be taken: it is too long, or a check has thrown. Undefined where it is no fault of the client. */
+export function refusalOf(error: unknown, code: string): ApiError | undefined {
+  const type = 'invalid_request_error';
+  if (error instanceof BodyTooLongError) {
+    return { status: 413, message: error.message, code: 'body_too_long', type };
+  }
+  return error instanceof GimbalError ? { status: 400, message: error.message, code, type } : undefined;
 }

@@ -253,11 +253,6 @@ function contentOf(bytes: Uint8Array, file: string): unknown {
   }
 }
 
-/** Without the keys that are undefined: optional ones of a schema are there. */
-export function present<T extends object>(object: T): { [Key in keyof T]?: Exclude<T[Key], undefined> } {
-  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as never;
-}
-
 /** Groups of keys are overlaid key by key. */
 function overlaid(content: object, overrides: object): object {
   const both: Record<string, unknown> = { ...content };
@@ -268,7 +263,7 @@ function overlaid(content: object, overrides: object): object {
   return both;
 }
 
-function isGroup(value: unknown): value is Record<string, unknown> {
+export function isGroup(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 

@@ -14,7 +14,7 @@ import { ioError } from '../files.js';
 import { RoutingStatistics } from '../statistics/routing-statistics.js';
 import { type AdminPages, type AdminParts, adminPaths, serveAdmin } from './admin.js';
 import { type AffinityKey, affinityKeyOf, type ExpertAffinity } from './affinity.js';
-import { sendError, wrongMethod } from './answers.js';
+import { comesBy, sendError } from './answers.js';
 import { type GatewayConfig, mergeReload, readApiKeys } from './config.js';
 import type { ExtProcServer } from './ext-proc/server.js';
 import { Fleet } from './fleet.js';
@@ -393,13 +393,11 @@ export class Gateway {
         headers: { 'www-authenticate': 'Bearer' },
       });
     } else if (path === MODELS_PATH) {
-      if (request.method === 'GET') this.#guard(this.#proxy.serveModels(request, response), response);
-      else wrongMethod(response, path, 'GET');
+      if (!comesBy(['GET'], request, response, path)) return;
+      this.#guard(this.#proxy.serveModels(request, response), response);
     } else if (!(INFERENCE_PATHS as readonly string[]).includes(path)) {
       notFound(response, path, [...INFERENCE_PATHS, MODELS_PATH]);
-    } else if (request.method !== 'POST') {
-      wrongMethod(response, path, 'POST');
-    } else {
+    } else if (comesBy(['POST'], request, response, path)) {
       this.#guard(this.#proxy.serve(request, response, path as InferencePath), response);
     }
   }

@@ -95,8 +95,9 @@ export class GatewayMetrics {
   }
 
   /** An answered request's prompt, as far as it was not cached, by the estimate where the engine did not count. */
-  computed(promptTokens: number): void {
-    this.#promptRate.add(promptTokens);
+  computed(estimate: number, usage: Usage | undefined): void {
+    const { promptTokens = estimate, cachedTokens = 0 } = usage ?? {};
+    this.#promptRate.add(Math.max(0, promptTokens - cachedTokens));
   }
 
   /** That engines compute, over the last minute; undefined where there is none. */

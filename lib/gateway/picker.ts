@@ -49,8 +49,7 @@ export async function serveExtProc(
       ended: ({ path, facts, usage, events, status = 0, firstTokenMs, totalMs }) => {
         if (firstTokenMs !== undefined) metrics.firstToken(firstTokenMs);
         metrics.answered(labelOf(path), status, totalMs, usage?.completionTokens ?? events, firstTokenMs);
-        const { promptTokens = facts.promptTokens, cachedTokens = 0 } = usage ?? {};
-        metrics.computed(Math.max(0, promptTokens - cachedTokens));
+        metrics.computed(facts.promptTokens, usage);
         if (usage === undefined || facts.size === undefined) return;
         tokens.learn(facts.model ?? '', facts.size, usage.promptTokens);
         metrics.counted(facts.promptTokens, usage);

@@ -391,8 +391,7 @@ class Exchange {
   }
 
   #learn(usage: Usage | undefined, wanted: FleetRequest, { model, size }: Inspected): void {
-    const { promptTokens = wanted.promptTokens, cachedTokens = 0 } = usage ?? {};
-    this.#parts.metrics.computed(Math.max(0, promptTokens - cachedTokens));
+    this.#parts.metrics.computed(wanted.promptTokens, usage);
     if (usage === undefined) return;
     this.#parts.tokens.learn(model, size, usage.promptTokens);
     this.#parts.metrics.counted(wanted.promptTokens, usage);

@@ -2,7 +2,9 @@
  * Rearrangement of a group's experts: which policy plans it, what moving costs, and when the new placement holds. The product's
  * planner and controller are called through their public interfaces, rivals through the same problem.
  */
+
 import { invalid } from '../checks.js';
+import { contiguous } from '../contiguous.js';
 import { Planner } from '../planner.js';
 import { topology } from '../topology.js';
 import type { PlacementProblem, ReplicaChoice } from '../types.js';
@@ -64,11 +66,6 @@ export interface PlacementPolicy {
   moved?(nowMs: number): void;
   readonly decisions?: readonly Omit<SimulatedDecision, 'group'>[];
   close?(): void;
-}
-
-/** Slot m holds expert m modulo the experts, as engines start. `[layers][slots]` */
-export function contiguous(layers: number, experts: number, slots: number): Int32Array {
-  return Int32Array.from({ length: layers * slots }, (_, n) => (n % slots) % experts);
 }
 
 /** Plans every so many steps, from what was routed in the last of them. */

@@ -4,6 +4,7 @@
  * an answer in one piece, without being asked; SGLang as base64 of int32 [tokens, rows, topK] in `sglext`, if the body asks.
  */
 import { mix32 } from '../../bench/random.js';
+import { npy } from '../support/npy.js';
 import type { Kind } from './wire.js';
 
 export interface StandInRouting {
@@ -40,13 +41,7 @@ export function routedText(routing: StandInRouting, kind: Kind, rank: number, to
   const ids = routedTo(routing, rank, tokens);
   if (kind === 'sglang') return Buffer.from(Int32Array.from(ids).buffer).toString('base64');
   const narrow = experts <= 256;
-  const shape = `(${tokens}, ${denseLayers + layers}, ${topK})`;
-  const dict = `{'descr': '${narrow ? '|u1' : '<u2'}', 'fortran_order': False, 'shape': ${shape}, }`;
-  const text = `${dict.padEnd(64 * Math.ceil((dict.length + 11) / 64) - 11)}\n`;
-  const head = Buffer.alloc(10 + text.length);
-  head.write('\x93NUMPY\x01\x00', 'latin1');
-  head.writeUInt16LE(text.length, 8);
-  head.write(text, 10, 'latin1');
-  const data = narrow ? Buffer.from(Uint8Array.from(ids)) : Buffer.from(ids.buffer);
-  return Buffer.concat([head, data]).toString('base64');
+  const data = narrow ? Uint8Array.from(ids) : new Uint8Array(ids.buffer);
+  const shape = [tokens, denseLayers + layers, topK];
+  return npy(data, shape, { descr: narrow ? '|u1' : '<u2' }).toString('base64');
 }

@@ -9,6 +9,7 @@ import { Writable } from 'node:stream';
 import { expect } from 'vitest';
 import { SKEWED_TOPICS, workload } from '../../bench/workloads.js';
 import { run } from '../../lib/cli/run.js';
+import { npy as npyOf } from '../support/npy.js';
 
 export const LAYERS = 3;
 export const SOURCES = 8;
@@ -87,15 +88,9 @@ function sumSources(tokens: Uint32Array): Uint32Array {
   return sums;
 }
 
-/** A file of NumPy's format, version 1, written to its definition. */
+/** Counts as a .npy file. */
 export function npy(shape: number[], data: Uint32Array): Buffer {
-  const dict = `{'descr': '<u4', 'fortran_order': False, 'shape': (${shape.join(', ')},), }`;
-  const header = `${dict.padEnd(117)}\n`;
-  const head = Buffer.alloc(10);
-  head.write('\x93NUMPY\x01\x00', 'latin1');
-  head.writeUInt16LE(header.length, 8);
-  const body = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
-  return Buffer.concat([head, Buffer.from(header, 'latin1'), body]);
+  return npyOf(Buffer.from(data.buffer, data.byteOffset, data.byteLength), shape);
 }
 
 /** Slot m holds expert m modulo the experts. */

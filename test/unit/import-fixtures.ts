@@ -9,6 +9,8 @@ import zlib from 'node:zlib';
 import { afterAll, expect } from 'vitest';
 import { GimbalError, type GimbalErrorCode } from '../../lib/errors.js';
 
+export { npy } from '../support/npy.js';
+
 /** A folder that is removed after the test file. */
 export function temporaryFolder(): {
   path: (name: string) => string;
@@ -77,26 +79,6 @@ export function elements(values: readonly number[], kind: Element, bigEndian = f
     else view.setUint8(at, value);
   });
   return out;
-}
-
-export interface NpyOptions {
-  descr?: string;
-  fortran?: boolean;
-  version?: number;
-  /** In place of the header dict. */
-  header?: string;
-}
-
-export function npy(data: Uint8Array, shape: readonly number[], options: NpyOptions = {}): Uint8Array {
-  const { descr = '<u4', fortran = false, version = 1 } = options;
-  const tuple = shape.length === 1 ? `(${shape[0]},)` : `(${shape.join(', ')})`;
-  const dict =
-    options.header ??
-    `{'descr': '${descr}', 'fortran_order': ${fortran ? 'True' : 'False'}, 'shape': ${tuple}, }`;
-  const lengthBytes = version === 1 ? 2 : 4;
-  const unpadded = 8 + lengthBytes + dict.length + 1;
-  const header = `${dict}${' '.repeat((64 - (unpadded % 64)) % 64)}\n`;
-  return concat([0x93], 'NUMPY', [version, 0], le(header.length, lengthBytes), header, data);
 }
 
 export interface ZipMember {

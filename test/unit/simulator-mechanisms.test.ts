@@ -1,8 +1,8 @@
 /** Mechanisms of a simulation one by one, each in a case so small that what must happen can be said beforehand. */
 import { describe, expect, it } from 'vitest';
+import { contiguous } from '../../lib/contiguous.js';
 import type { Candidate } from '../../lib/index.js';
 import { Random } from '../../lib/random.js';
-import { contiguous } from '../../lib/simulator/rearrange.js';
 import { Routing } from '../../lib/simulator/routing.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import { distribution } from '../../lib/simulator/summary.js';

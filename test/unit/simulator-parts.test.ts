@@ -1,10 +1,10 @@
 /** The parts of the simulator against hand-worked cases, sampling, and slow definitions. */
 import { describe, expect, it } from 'vitest';
+import { contiguous } from '../../lib/contiguous.js';
 import { Random } from '../../lib/random.js';
 import { ExpertLoad } from '../../lib/simulator/expert-load.js';
 import { weightBytes } from '../../lib/simulator/hardware.js';
 import { KvCache } from '../../lib/simulator/kv-cache.js';
-import { contiguous } from '../../lib/simulator/rearrange.js';
 import { Routing } from '../../lib/simulator/routing.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import { type GroupShape, StepTimer } from '../../lib/simulator/step-time.js';

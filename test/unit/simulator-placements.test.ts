@@ -1,12 +1,13 @@
 /** Who places experts in the simulator, and when: swift's rule, the oracle, the controller's looks; and lost GPUs. */
 import { describe, expect, it } from 'vitest';
+import { contiguous } from '../../lib/contiguous.js';
 import { Random } from '../../lib/random.js';
 import { checkSimulation } from '../../lib/simulator/check.js';
 import { ControllerPolicy } from '../../lib/simulator/controlled.js';
 import { FailureSchedule } from '../../lib/simulator/failures.js';
 import type { Group } from '../../lib/simulator/group.js';
 import { OraclePolicy } from '../../lib/simulator/oracle.js';
-import { contiguous, Rearranger } from '../../lib/simulator/rearrange.js';
+import { Rearranger } from '../../lib/simulator/rearrange.js';
 import { repaired, withoutGpus } from '../../lib/simulator/repair.js';
 import { RequestColumns } from '../../lib/simulator/requests.js';
 import { swiftBalance } from '../../lib/simulator/rivals/swift.js';

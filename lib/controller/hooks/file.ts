@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { aboveZero, checkKeys, describe, invalid } from '../../checks.js';
+import { aboveZero, checkKeys, nonEmpty } from '../../checks.js';
 import { readFileBounded, writeFileAtomic } from '../../files.js';
 import type { ApplyHook } from '../types.js';
 import { toWire } from './wire.js';
@@ -24,9 +24,7 @@ export interface FileHookOptions {
 /** @throws GimbalError GIMBAL_INVALID_INPUT */
 export function fileHook(options: FileHookOptions): ApplyHook {
   checkKeys('options', options, ['folder', 'pollMs']);
-  const { folder } = options;
-  if (typeof folder !== 'string' || folder === '')
-    throw invalid('options.folder', 'a path', describe(folder));
+  const folder = nonEmpty('options.folder', options.folder, 'a path');
   const pollMs = aboveZero('options.pollMs', options.pollMs ?? 500);
   const acknowledged = () => acknowledgedIn(folder);
   return {

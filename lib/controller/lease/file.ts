@@ -6,7 +6,7 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, open, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { checkKeys, describe, invalid } from '../../checks.js';
+import { checkKeys, nonEmpty } from '../../checks.js';
 import { readFileBounded, writeFileAtomic } from '../../files.js';
 import type { Lease } from '../types.js';
 import { KeptLease, type LeaseStore, type LeaseTimes } from './keeper.js';
@@ -23,9 +23,7 @@ export interface FileLeaseOptions extends LeaseTimes {
 /** @throws GimbalError GIMBAL_INVALID_INPUT */
 export function fileLease(options: FileLeaseOptions): Lease {
   checkKeys('options', options, ['folder', 'ttlMs', 'renewMs']);
-  const { folder } = options;
-  if (typeof folder !== 'string' || folder === '')
-    throw invalid('options.folder', 'a path', describe(folder));
+  const folder = nonEmpty('options.folder', options.folder, 'a path');
   return new KeptLease(new LeaseFolder(folder), options);
 }
 

@@ -4,8 +4,8 @@
  * stand.
  */
 import { randomBytes } from 'node:crypto';
-import { aboveZero, checkKeys, describe, invalid } from '../../checks.js';
-import { mismatch } from '../../errors.js';
+import { aboveZero, checkKeys, invalid, nonEmpty } from '../../checks.js';
+import type { RedisClient } from '../../redis.js';
 import type { Lease } from '../types.js';
 import { KeptLease, type LeaseStore, type LeaseTimes } from './keeper.js';
 
@@ -26,7 +26,7 @@ export interface RedisLeaseOptions extends LeaseTimes {
 export function redisLease(options: RedisLeaseOptions): Lease {
   checkKeys('options', options, ['url', 'key', 'answerMs', 'ttlMs', 'renewMs']);
   const { url, key = 'gimbal:controller', answerMs = 1000 } = options;
-  if (typeof key !== 'string' || key === '') throw invalid('options.key', 'a name', describe(key));
+  nonEmpty('options.key', key, 'a name');
   aboveZero('options.answerMs', answerMs);
   if (typeof url !== 'string' || !/^(rediss?|unix):\/\//.test(url)) {
     throw invalid('options.url', 'a redis:, rediss: or unix: URL', 'what is none');
@@ -34,14 +34,12 @@ export function redisLease(options: RedisLeaseOptions): Lease {
   return new KeptLease(new RedisStore(url, key, answerMs), options);
 }
 
-type Client = Awaited<ReturnType<typeof clientOf>>;
-
 class RedisStore implements LeaseStore {
   readonly #url: string;
   readonly #keys: [string, string];
   readonly #answerMs: number;
   readonly #owner = randomBytes(16).toString('hex');
-  #client: Client | undefined;
+  #client: RedisClient | undefined;
 
   constructor(url: string, key: string, answerMs: number) {
     this.#url = url;
@@ -70,35 +68,25 @@ class RedisStore implements LeaseStore {
 
   /** A connection that fails, or does not answer in time, is given up; the next call makes another. */
   async #eval(script: string, ...more: string[]): Promise<number> {
-    this.#client ??= await clientOf(this.#url, this.#answerMs);
+    // Who has no such lease shall not need the package.
+    const { inTime, redisClient } = await import('../../redis.js');
+    this.#client ??= quiet(redisClient(this.#url, this.#answerMs));
     const client = this.#client;
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<never>((_, reject) => {
-      const expected = `an answer within ${this.#answerMs} ms`;
-      timer = setTimeout(() => reject(mismatch('GIMBAL_IO', 'redis', expected, 'none')), this.#answerMs);
-    });
     const ask = async () => {
       if (!client.isOpen) await client.connect();
       return Number(await client.eval(script, { keys: this.#keys, arguments: [this.#owner, ...more] }));
     };
     try {
-      return await Promise.race([ask(), late]);
+      return await inTime(ask(), this.#answerMs);
     } catch (error) {
       this.#client = undefined;
       client.destroy();
       throw error;
-    } finally {
-      clearTimeout(timer);
     }
   }
 }
 
-/** Connects once: the next attempt is the lease's. The package is loaded where there is such a lease alone. */
-async function clientOf(url: string, connectTimeout: number) {
-  const { createClient } = await import('redis');
-  const socket = { connectTimeout, reconnectStrategy: false } as const;
-  const client = createClient({ url, socket, RESP: 2, disableOfflineQueue: true });
-  // What fails is said by the calls.
-  client.on('error', () => {});
-  return client;
+/** What fails is said by the calls. */
+function quiet(client: RedisClient): RedisClient {
+  return client.on('error', () => {});
 }

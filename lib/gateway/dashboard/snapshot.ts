@@ -16,11 +16,7 @@ type Kind<T> = T extends number
     : T extends boolean
       ? 'boolean'
       : T extends readonly (infer Item)[]
-        ? Item extends number
-          ? 'numbers'
-          : Item extends readonly number[]
-            ? 'rows of numbers'
-            : [Fields<Item>]
+        ? [Kind<Item>]
         : Fields<T>;
 type Mark<T, Key extends keyof T> = Partial<Pick<T, Key>> extends Pick<T, Key> ? '?' : '';
 /** Of every field its kind; with a question mark where it may be missing, which only plain values may. */
@@ -29,7 +25,8 @@ type Fields<T> = {
     ? `${Plain}${Mark<T, Key>}`
     : Kind<NonNullable<T[Key]>>;
 };
-type AnyFields = { [key: string]: string | AnyFields | [AnyFields] };
+type AnyKind = string | AnyFields | [AnyKind];
+type AnyFields = { [key: string]: AnyKind };
 
 const QUANTILES: Fields<Quantiles> = { p50: 'number?', p90: 'number?', p99: 'number?' };
 
@@ -93,14 +90,14 @@ const CONTROLLER: Fields<Omit<ControllerStatus, 'preview'>> = {
   shadow: 'boolean',
   planId: 'string',
   planAgeMs: 'number',
-  deadGpus: 'numbers',
+  deadGpus: ['number'],
   layers: 'number',
   gpus: 'number',
   slotsPerGpu: 'number',
   failures: 'number',
   fencingToken: 'number?',
-  imbalance: 'numbers',
-  load: 'rows of numbers',
+  imbalance: ['number'],
+  load: [['number']],
   decisions: [DECISION],
   history: [{ planId: 'string', atMs: 'number', migrations: 'number', gainShare: 'number' }],
 };
@@ -147,29 +144,18 @@ function checkFields(path: string, value: unknown, fields: AnyFields): void {
   for (const [name, kind] of Object.entries(fields)) checkField(`${path}.${name}`, found[name], kind);
 }
 
-function checkField(path: string, value: unknown, kind: string | AnyFields | [AnyFields]): void {
+function checkField(path: string, value: unknown, kind: AnyKind): void {
   if (Array.isArray(kind)) {
     if (!Array.isArray(value)) throw mismatch('GIMBAL_FORMAT', path, 'an array', nameOf(value));
-    for (const [n, item] of value.entries()) checkFields(`${path}[${n}]`, item, kind[0]);
+    for (const [n, item] of value.entries()) checkField(`${path}[${n}]`, item, kind[0]);
   } else if (typeof kind === 'object') {
     checkFields(path, value, kind);
-  } else if (kind === 'numbers') {
-    checkNumbers(path, value);
-  } else if (kind === 'rows of numbers') {
-    if (!Array.isArray(value)) throw mismatch('GIMBAL_FORMAT', path, 'an array', nameOf(value));
-    for (const [n, row] of value.entries()) checkNumbers(`${path}[${n}]`, row);
   } else {
     const optional = kind.endsWith('?');
     const plain = optional ? kind.slice(0, -1) : kind;
     if (optional && value === undefined) return;
     if (typeof value !== plain) throw mismatch('GIMBAL_FORMAT', path, `a ${plain}`, nameOf(value));
   }
-}
-
-function checkNumbers(path: string, value: unknown): void {
-  if (!Array.isArray(value)) throw mismatch('GIMBAL_FORMAT', path, 'an array', nameOf(value));
-  const wrong = value.findIndex((item) => typeof item !== 'number');
-  if (wrong >= 0) throw mismatch('GIMBAL_FORMAT', `${path}[${wrong}]`, 'a number', nameOf(value[wrong]));
 }
 
 function nameOf(value: unknown): string {

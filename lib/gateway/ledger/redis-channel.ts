@@ -7,9 +7,9 @@
  */
 import { randomInt } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { createClient } from 'redis';
 import { aboveZero, invalid } from '../../checks.js';
 import { mismatch } from '../../errors.js';
+import { inTime, type RedisClient, redisClient } from '../../redis.js';
 import { backoff, draws, type Pace } from '../../telemetry/pace.js';
 import type { ChannelListener, LedgerChannel } from './types.js';
 
@@ -28,10 +28,8 @@ export interface RedisChannelOptions {
   answerMs?: number;
 }
 
-type Client = ReturnType<typeof clientOf>;
-
 interface Connection {
-  redis: Client;
+  redis: RedisClient;
   fail: (error: Error) => void;
 }
 
@@ -87,11 +85,11 @@ export class RedisChannel implements LedgerChannel {
     return `${this.#topic}:${gateway}`;
   }
 
-  async #ask<T>(command: (redis: Client) => Promise<T>): Promise<T> {
+  async #ask<T>(command: (redis: RedisClient) => Promise<T>): Promise<T> {
     const connection = this.#connection;
     if (connection === undefined) throw mismatch('GIMBAL_IO', 'redis', 'a connection', 'none');
     try {
-      return await this.#inTime(command(connection.redis));
+      return await inTime(command(connection.redis), this.#answerMs);
     } catch (error) {
       connection.fail(asError(error));
       throw error;
@@ -113,12 +111,18 @@ export class RedisChannel implements LedgerChannel {
 
   /** One pair of connections; resolves with what ended it. */
   async #connect(listener: ChannelListener): Promise<Error> {
-    const [redis, subscriber] = [clientOf(this.#url, this.#answerMs), clientOf(this.#url, this.#answerMs)];
+    const [redis, subscriber] = [
+      redisClient(this.#url, this.#answerMs),
+      redisClient(this.#url, this.#answerMs),
+    ];
     const ended = new Promise<Error>((resolve) => {
       this.#fail = resolve;
       for (const client of [redis, subscriber]) client.on('error', resolve);
     });
-    const begun = this.#inTime(this.#begin(redis, subscriber, listener)).then(() => undefined, asError);
+    const begun = inTime(this.#begin(redis, subscriber, listener), this.#answerMs).then(
+      () => undefined,
+      asError,
+    );
     const failed = await Promise.race([begun, ended]);
     if (failed === undefined) {
       this.#connection = { redis, fail: this.#fail };
@@ -130,35 +134,16 @@ export class RedisChannel implements LedgerChannel {
     return error;
   }
 
-  async #begin(redis: Client, subscriber: Client, listener: ChannelListener): Promise<void> {
+  async #begin(redis: RedisClient, subscriber: RedisClient, listener: ChannelListener): Promise<void> {
     await Promise.all([redis.connect(), subscriber.connect()]);
     await subscriber.subscribe(this.#topic, (text) => listener.onMessage(text));
   }
-
-  async #inTime<T>(answer: Promise<T>): Promise<T> {
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<never>((_, reject) => {
-      const expected = `an answer within ${this.#answerMs} ms`;
-      timer = setTimeout(() => reject(mismatch('GIMBAL_IO', 'redis', expected, 'none')), this.#answerMs);
-    });
-    try {
-      return await Promise.race([answer, late]);
-    } finally {
-      clearTimeout(timer);
-    }
-  }
-}
-
-/** Connects once: the channel itself tries again. */
-function clientOf(url: string, connectTimeout: number) {
-  const socket = { connectTimeout, reconnectStrategy: false } as const;
-  return createClient({ url, socket, RESP: 2, disableOfflineQueue: true });
 }
 
 function checkUrl(url: string): string {
   try {
     // The client knows what it takes. Nothing of the URL is repeated, since it may hold a password.
-    clientOf(url, DEFAULT_ANSWER_MS);
+    redisClient(url, DEFAULT_ANSWER_MS);
   } catch {
     throw invalid('redis.url', 'a redis:, rediss: or unix: URL', 'what is none');
   }

@@ -44,8 +44,6 @@ export class RoutedExpertsFilter {
   #member: Member | undefined;
   /** Within the member: its text goes on, or what is behind it is looked at. */
   #isInText = false;
-  /** Whether anything was taken out. */
-  hasStripped = false;
 
   constructor({ strips, text }: RoutedExpertsFilterOptions) {
     this.#strips = strips;
@@ -125,7 +123,6 @@ export class RoutedExpertsFilter {
     const wrapper = before.includes(WRAPPER) ? before : NONE;
     this.#member = { wrapper, isFirst: wrapper.length > 0 || before[0] !== COMMA };
     this.#isInText = value.isText;
-    this.hasStripped = true;
     return value.from;
   }
 

@@ -3,13 +3,13 @@
  * routing goes out.
  */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { GimbalError, mismatch } from '../../errors.js';
+import { mismatch } from '../../errors.js';
 import { decodePushedCounts } from '../../statistics/pushed-counts.js';
 import type { RoutingStatistics } from '../../statistics/routing-statistics.js';
 import type { RoutingStatisticsOptions } from '../../statistics/types.js';
 import type { AdminPages } from '../admin.js';
-import { sendError, sendJson, wrongMethod } from '../answers.js';
-import { BodyTooLongError, readBody } from '../body.js';
+import { comesBy, READING, sendError, sendJson } from '../answers.js';
+import { readBody, refusalOf } from '../body.js';
 import { Pushes, type PushResult } from './pushes.js';
 
 export const STATISTICS_PATH = '/v1/statistics';
@@ -41,10 +41,8 @@ export class StatisticsApi implements AdminPages {
 
   async serve(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
     if (path === COUNTS_PATH) {
-      if (request.method === 'POST') await this.#serveCounts(request, response);
-      else wrongMethod(response, path, 'POST');
-    } else if (request.method === 'GET' || request.method === 'HEAD') sendJson(response, 200, this.#told());
-    else wrongMethod(response, path, 'GET, HEAD');
+      if (comesBy(['POST'], request, response, path)) await this.#serveCounts(request, response);
+    } else if (comesBy(READING, request, response, path)) sendJson(response, 200, this.#told());
   }
 
   async #serveCounts(request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -55,10 +53,10 @@ export class StatisticsApi implements AdminPages {
       sendJson(response, 200, { result, tokensSeen: this.#parts.statistics.tokensSeen });
     } catch (error) {
       if (response.destroyed) return;
-      const answer = refusalOf(error);
-      if (answer === undefined) throw error;
+      const refusal = refusalOf(error, 'invalid_counts');
+      if (refusal === undefined) throw error;
       this.#parts.onPush('refused');
-      sendError(response, { ...answer, type: 'invalid_request_error' });
+      sendError(response, refusal);
     }
   }
 
@@ -113,11 +111,4 @@ function numberOf(pusher: unknown, sequence: unknown): [pusher: string, sequence
     throw mismatch('GIMBAL_INVALID_INPUT', SEQUENCE_HEADER, 'a whole number', String(sequence));
   }
   return [pusher, number];
-}
-
-function refusalOf(error: unknown): { status: number; message: string; code: string } | undefined {
-  if (error instanceof BodyTooLongError)
-    return { status: 413, message: error.message, code: 'body_too_long' };
-  if (!(error instanceof GimbalError)) return undefined;
-  return { status: 400, message: error.message, code: 'invalid_counts' };
 }
