@@ -38,14 +38,14 @@ export interface Finding {
   schedule?: MigrationSchedule;
 }
 
+type Weighed = Pick<Finding, 'optimismMs'> & { prospect: Prospect };
+
 /** What the counts of a look are. */
 interface Counted {
   /** The problem with them, without incumbent and migration: what placements are compared by. */
   problem: PlacementProblem;
   /** `[layers]`, of all sources. */
   windowTokens: Float64Array;
-  /** Of a source on average, in the thinnest layer. */
-  leastTokens: number;
 }
 
 export class Considering {
@@ -59,56 +59,55 @@ export class Considering {
 
   /** @param signal ends it between its parts */
   async consider(situation: Situation, signal: AbortSignal): Promise<Finding> {
-    const { rules } = this.#options;
+    const { rules, problem } = this.#options;
     const { nowMs, gpusChanged, statisticsAgeMs, history } = situation;
-    const counted = this.#count(situation.deadGpus);
-    const occasion = { nowMs, gpusChanged, statisticsAgeMs, tokens: counted.leastTokens };
-    const reason = reasonToWait(rules, occasion, history);
+    const windowTokens = this.#windowTokens();
+    const tokens = Math.min(...windowTokens) / problem.sources;
+    const reason = reasonToWait(rules, { nowMs, gpusChanged, statisticsAgeMs, tokens }, history);
     if (reason !== undefined) return { decision: { rearrange: false, reason } };
     if (!gpusChanged && situation.tokensPerSecond === 0) {
       const detail = 'tokens per second are not known yet';
       return { decision: { rearrange: false, reason: 'too-little-data' }, detail };
     }
+    const counted = { problem: this.problemOf(situation.deadGpus), windowTokens };
     const plan = await this.#plan(situation, counted, signal);
     // Nothing to weigh: of a placement against itself only noise would be told.
     if (!gpusChanged && plan.migrations === 0)
       return { decision: { rearrange: false, reason: 'same-placement' }, plan };
     const schedule = await this.#schedule(situation, plan, signal);
-    return gpusChanged
-      ? { decision: { rearrange: true, reason: 'gpus-changed' }, plan, schedule, prospect: forced(plan) }
+    const weighed: Weighed = gpusChanged
+      ? { prospect: forced(plan) }
       : await this.#weigh(situation, counted, plan, schedule, signal);
+    return {
+      decision: decide(rules, weighed.prospect, history, { gpusChanged }),
+      plan,
+      schedule,
+      ...weighed,
+    };
   }
 
   /** The audit before a commit: what the newest counts say, since a plan takes its time. Undefined where nothing speaks against it. */
   async objection({ committed, deadGpus }: Situation, plan: Plan): Promise<DecisionReason | undefined> {
-    const { problem } = this.#count(deadGpus);
-    const pair = new Int32Array(plan.physicalToLogical.length * 2);
-    pair.set(committed.placement);
-    pair.set(plan.physicalToLogical, committed.placement.length);
-    const evaluation = await this.#planner.evaluate(problem, pair);
+    const problem = this.problemOf(deadGpus);
+    const evaluation = await this.#planner.evaluate(problem, [committed.placement, plan.physicalToLogical]);
     const [incumbent, candidate] = horizonMs(evaluation, new Float64Array(problem.layers).fill(1));
     return candidate < incumbent ? undefined : 'worse-on-audit';
   }
 
-  /** The problem as it is now, also for the heat map. */
+  /** The problem as it is now, also for the heat map. An incumbent may hold an expert twice on a GPU. */
   problemOf(deadGpus: number[]): PlacementProblem {
-    return this.#count(deadGpus).problem;
+    const { problem, statistics } = this.#options;
+    return { ...problem, tokens: statistics.counts(), deadGpus, allowDuplicates: true };
   }
 
-  #count(deadGpus: number[]): Counted {
+  /** `[layers]`, of all sources. */
+  #windowTokens(): Float64Array {
     const { problem, statistics } = this.#options;
     const { layers, sources } = problem;
-    const { tokens: observed } = statistics.confidence();
-    const windowTokens = Float64Array.from({ length: layers }, (_, layer) =>
-      observed.subarray(layer * sources, (layer + 1) * sources).reduce((sum, tokens) => sum + tokens, 0),
+    const { tokens } = statistics.confidence();
+    return Float64Array.from({ length: layers }, (_, layer) =>
+      tokens.subarray(layer * sources, (layer + 1) * sources).reduce((sum, own) => sum + own, 0),
     );
-    const tokens = statistics.counts();
-    return {
-      // An incumbent may hold an expert twice on a GPU.
-      problem: { ...problem, tokens, deadGpus, allowDuplicates: true },
-      windowTokens,
-      leastTokens: Math.min(...windowTokens) / sources,
-    };
   }
 
   async #plan(situation: Situation, counted: Counted, signal: AbortSignal): Promise<Plan> {
@@ -157,10 +156,9 @@ export class Considering {
     plan: Plan,
     schedule: MigrationSchedule,
     signal: AbortSignal,
-  ): Promise<Finding> {
+  ): Promise<Weighed> {
     const { rules, migration, overdispersion, resamples, plan: planOptions } = this.#options;
-    const { history, tokensPerSecond } = situation;
-    const horizonTokens = (tokensPerSecond * rules.horizonMs) / MS_PER_SECOND;
+    const horizonTokens = (situation.tokensPerSecond * rules.horizonMs) / MS_PER_SECOND;
     const windows = counted.windowTokens.map((tokens) => (tokens === 0 ? 0 : horizonTokens / tokens));
     const [incumbent, candidate] = [situation.committed.placement, plan.physicalToLogical];
     // Another seed for every state of the statistics, the same for the same.
@@ -179,8 +177,7 @@ export class Considering {
     });
     const { seenMs, incumbentMs, candidateMs } = judgement;
     const optimismMs = seenMs.incumbent - seenMs.candidate - (incumbentMs - candidateMs);
-    const decision = decide(rules, prospect, history, { gpusChanged: false });
-    return { decision, plan, schedule, prospect, optimismMs };
+    return { prospect, optimismMs };
   }
 }
 

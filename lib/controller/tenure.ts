@@ -5,7 +5,7 @@
 import { mismatch } from '../errors.js';
 import { Changes } from './change.js';
 import type { Considering, Finding, Situation } from './consider.js';
-import { type DecisionReason, reasonToWait } from './decide.js';
+import { isBackingOff } from './decide.js';
 import { Keeper, LeaseLost } from './keeper.js';
 import type { CheckedController } from './options.js';
 import { gainShare, previewOf, type Told, toldOf } from './record.js';
@@ -231,13 +231,8 @@ export class Tenure {
   }
 
   #isBackingOff(): boolean {
-    const occasion = { nowMs: this.#options.clock.monotonicMs(), tokens: 0, gpusChanged: true };
-    const reason: DecisionReason | undefined = reasonToWait(
-      this.#options.rules,
-      occasion,
-      this.keeper.history,
-    );
-    return reason === 'backing-off';
+    const { rules, clock } = this.#options;
+    return isBackingOff(rules, clock.monotonicMs(), this.keeper.history);
   }
 }
 
