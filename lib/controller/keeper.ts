@@ -102,8 +102,6 @@ export class Keeper {
     const atMs = this.#clock.wallMs();
     this.#committedMs = this.#clock.monotonicMs();
     this.#failedMs = undefined;
-    const { failedAtMs: _, ...state } = this.#state;
-    this.#state = state;
     await this.record({
       committed: {
         planId,
@@ -114,9 +112,10 @@ export class Keeper {
         atMs,
         ...(score !== undefined && { score }),
       },
-      history: [{ planId, atMs, migrations, gainShare }, ...state.history].slice(0, MOST_RECORDS),
+      history: [{ planId, atMs, migrations, gainShare }, ...this.#state.history].slice(0, MOST_RECORDS),
       change: undefined,
       failures: 0,
+      failedAtMs: undefined,
     });
   }
 
@@ -129,9 +128,7 @@ export class Keeper {
   /** Other GPUs are dead than before. What failed before that says nothing of a plan for them. */
   async sawGpus(deadGpus: number[]): Promise<void> {
     this.#failedMs = undefined;
-    const { failedAtMs: _, ...state } = this.#state;
-    this.#state = state;
-    await this.record({ deadGpus, failures: 0 });
+    await this.record({ deadGpus, failures: 0, failedAtMs: undefined });
   }
 
   /** What was only looked at is not worth a write. */
