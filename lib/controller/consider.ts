@@ -14,6 +14,7 @@ import {
 import { horizonMs, type Judgement, judge } from './judge.js';
 import type { CheckedController } from './options.js';
 import type { Committed } from './state.js';
+import { sumOf } from './sum.js';
 
 const NS_PER_MS = 1e6;
 const MS_PER_SECOND = 1000;
@@ -106,7 +107,7 @@ export class Considering {
     const { layers, sources } = problem;
     const { tokens } = statistics.confidence();
     return Float64Array.from({ length: layers }, (_, layer) =>
-      tokens.subarray(layer * sources, (layer + 1) * sources).reduce((sum, own) => sum + own, 0),
+      sumOf(tokens.subarray(layer * sources, (layer + 1) * sources)),
     );
   }
 
@@ -183,10 +184,9 @@ export class Considering {
 
 /** Of the window: what a layer's experts take where their load is even over the live GPUs, the mean of the layers. */
 function evenLayerNs({ layers, gpus, tokens, computeCost, deadGpus = [] }: PlacementProblem): number {
-  const sum = tokens.reduce((total, count) => total + count, 0);
-  const costs = typeof computeCost === 'number' ? [computeCost] : Array.from(computeCost);
-  const cost = costs.reduce((total, own) => total + own, 0) / costs.length;
-  return (sum * cost) / (gpus - deadGpus.length) / layers;
+  const costs = typeof computeCost === 'number' ? [computeCost] : computeCost;
+  const cost = sumOf(costs) / costs.length;
+  return (sumOf(tokens) * cost) / (gpus - deadGpus.length) / layers;
 }
 
 function prospectOf(
