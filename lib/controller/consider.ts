@@ -3,18 +3,11 @@ import { type MigrationSchedule, scheduleMigration } from '../migration.js';
 import type { Planner } from '../planner.js';
 import type { PlacementProblem, Plan } from '../types.js';
 import { changeMs, roundMs } from './cost.js';
-import {
-  type Decision,
-  type DecisionHistory,
-  type DecisionReason,
-  decide,
-  type Prospect,
-  reasonToWait,
-} from './decide.js';
+import { type Decision, type DecisionHistory, decide, type Prospect, reasonToWait } from './decide.js';
 import { horizonMs, type Judgement, judge } from './judge.js';
 import type { CheckedController } from './options.js';
 import type { Committed } from './state.js';
-import { sumOf } from './sum.js';
+import { sum } from './sum.js';
 
 const NS_PER_MS = 1e6;
 const MS_PER_SECOND = 1000;
@@ -75,24 +68,7 @@ export class Considering {
     // Nothing to weigh: of a placement against itself only noise would be told.
     if (!gpusChanged && plan.migrations === 0)
       return { decision: { rearrange: false, reason: 'same-placement' }, plan };
-    const schedule = await this.#schedule(situation, plan, signal);
-    const weighed: Weighed = gpusChanged
-      ? { prospect: forced(plan) }
-      : await this.#weigh(situation, counted, plan, schedule, signal);
-    return {
-      decision: decide(rules, weighed.prospect, history, { gpusChanged }),
-      plan,
-      schedule,
-      ...weighed,
-    };
-  }
-
-  /** The audit before a commit: what the newest counts say, since a plan takes its time. Undefined where nothing speaks against it. */
-  async objection({ committed, deadGpus }: Situation, plan: Plan): Promise<DecisionReason | undefined> {
-    const problem = this.problemOf(deadGpus);
-    const evaluation = await this.#planner.evaluate(problem, [committed.placement, plan.physicalToLogical]);
-    const [incumbent, candidate] = horizonMs(evaluation, new Float64Array(problem.layers).fill(1));
-    return candidate < incumbent ? undefined : 'worse-on-audit';
+    return await this.#decide(situation, counted, plan, signal);
   }
 
   /** The problem as it is now, also for the heat map. An incumbent may hold an expert twice on a GPU. */
@@ -107,7 +83,7 @@ export class Considering {
     const { layers, sources } = problem;
     const { tokens } = statistics.confidence();
     return Float64Array.from({ length: layers }, (_, layer) =>
-      sumOf(tokens.subarray(layer * sources, (layer + 1) * sources)),
+      sum(tokens.subarray(layer * sources, (layer + 1) * sources)),
     );
   }
 
@@ -151,6 +127,33 @@ export class Considering {
     );
   }
 
+  async #decide(situation: Situation, counted: Counted, plan: Plan, signal: AbortSignal): Promise<Finding> {
+    const { gpusChanged, history } = situation;
+    const schedule = await this.#schedule(situation, plan, signal);
+    const weighed: Weighed = gpusChanged
+      ? { prospect: forced(plan) }
+      : await this.#weigh(situation, counted, plan, schedule, signal);
+    const found = { plan, schedule, ...weighed };
+    const decision = decide(this.#options.rules, weighed.prospect, history, { gpusChanged });
+    const isAudited = decision.rearrange && !gpusChanged;
+    return isAudited && !(await this.#isBetterByNow(situation, plan, signal))
+      ? { ...found, decision: { rearrange: false, reason: 'worse-on-audit' } }
+      : { ...found, decision };
+  }
+
+  /** The audit before a commit: what the newest counts say, since a plan takes its time. */
+  async #isBetterByNow(
+    { committed, deadGpus }: Situation,
+    { physicalToLogical }: Plan,
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const problem = this.problemOf(deadGpus);
+    const pair = [committed.placement, physicalToLogical];
+    const evaluation = await this.#planner.evaluate(problem, pair, { signal });
+    const [incumbent, candidate] = horizonMs(evaluation, new Float64Array(problem.layers).fill(1));
+    return candidate < incumbent;
+  }
+
   async #weigh(
     situation: Situation,
     counted: Counted,
@@ -169,7 +172,7 @@ export class Considering {
       this.#planner.evaluate(problem, pair, { signal }),
     );
     const lowerMs = plan.layers.reduce(
-      (sum, { lowerBound }, l) => sum + (lowerBound * windows[l]!) / NS_PER_MS,
+      (total, { lowerBound }, l) => total + (lowerBound * windows[l]!) / NS_PER_MS,
       0,
     );
     const prospect = prospectOf(judgement, lowerMs, {
@@ -185,8 +188,8 @@ export class Considering {
 /** Of the window: what a layer's experts take where their load is even over the live GPUs, the mean of the layers. */
 function evenLayerNs({ layers, gpus, tokens, computeCost, deadGpus = [] }: PlacementProblem): number {
   const costs = typeof computeCost === 'number' ? [computeCost] : computeCost;
-  const cost = sumOf(costs) / costs.length;
-  return (sumOf(tokens) * cost) / (gpus - deadGpus.length) / layers;
+  const cost = sum(costs) / costs.length;
+  return (sum(tokens) * cost) / (gpus - deadGpus.length) / layers;
 }
 
 function prospectOf(

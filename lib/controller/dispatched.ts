@@ -5,7 +5,7 @@
 import { RoutingStatistics } from '../statistics/routing-statistics.js';
 import type { RoutingStatisticsOptions } from '../statistics/types.js';
 import { weighSources } from './shares.js';
-import { sumOf } from './sum.js';
+import { sum } from './sum.js';
 
 /** Fewer tokens than these say nothing of shares: the observed ones stay. */
 const LEAST_TOKENS = 4096;
@@ -38,7 +38,7 @@ export class DispatchShares {
 
   /** [sources] Undefined where too little was sent. */
   get shares(): Float64Array | undefined {
-    return sumOf(this.#weights) < LEAST_TOKENS ? undefined : this.#weights;
+    return sum(this.#weights) < LEAST_TOKENS ? undefined : this.#weights;
   }
 }
 

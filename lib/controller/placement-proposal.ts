@@ -8,7 +8,7 @@ import type { PlacementProblem, PlanOptions } from '../types.js';
 import { type DecisionRules, decide, reasonToWait } from './decide.js';
 import type { PlacementQuestion, PlacementReason, PredictedChange } from './placement-protocol.js';
 import { keepSlots, movedSlots } from './slot-order.js';
-import { sumOf } from './sum.js';
+import { sum } from './sum.js';
 import type { PlacementChange } from './types.js';
 
 export type OfferedPlacement = Pick<
@@ -77,19 +77,19 @@ export async function proposeOwn(
   const wait = reasonToWait(rules, occasion, history);
   if (wait !== undefined) return { decision: 'keep', reason: wait, placement: old };
 
-  const meanNs = sumOf(meanLoads(problem)) / problem.layers;
+  const meanNs = sum(meanLoads(problem)) / problem.layers;
   const priced = { ...problem, incumbent: old, migrationCost: moveShare * meanNs };
   const plan = await planPlacement(priced, { ...options, signal });
   const [incumbent, candidate] = await loadsOf(problem, [old, plan.physicalToLogical], signal);
   const noise = [...incumbent!, ...candidate!].reduce((variance, ns) => variance + ns * COMPUTE_COST, 0);
   const prospect = {
-    incumbentMs: sumOf(incumbent!) / NS_PER_MS,
-    candidateMs: sumOf(candidate!) / NS_PER_MS,
+    incumbentMs: sum(incumbent!) / NS_PER_MS,
+    candidateMs: sum(candidate!) / NS_PER_MS,
     // As if tokens came one by one; they come in requests, so this is the least that it can be.
     spreadMs: Math.sqrt(noise) / NS_PER_MS,
     costMs: (plan.migrations * priced.migrationCost) / NS_PER_MS,
-    incumbentScore: sumOf(incumbent!) / plan.lowerBound,
-    candidateScore: sumOf(candidate!) / plan.lowerBound,
+    incumbentScore: sum(incumbent!) / plan.lowerBound,
+    candidateScore: sum(candidate!) / plan.lowerBound,
     migrations: plan.migrations,
   };
   const { rearrange, reason } = decide(rules, prospect, history, occasion);
@@ -144,13 +144,13 @@ function describe(
   const imbalance = (loads: Float64Array) => {
     // A layer without traffic is even.
     const shares = loads.map((ns, layer) => (means[layer] === 0 ? 1 : ns / means[layer]!));
-    return sumOf(shares) / problem.layers;
+    return sum(shares) / problem.layers;
   };
-  const whole = sumOf(before);
+  const whole = sum(before);
   return {
     oldImbalance: imbalance(before),
     newImbalance: imbalance(after),
-    gainShare: whole === 0 ? 0 : 1 - sumOf(after) / whole,
+    gainShare: whole === 0 ? 0 : 1 - sum(after) / whole,
     migrations: newPairs(problem, old, placement),
     movedSlots: movedSlots(placement, old),
   };
@@ -171,14 +171,14 @@ function newPairs({ slotsPerGpu }: PlacementProblem, old: Int32Array, placement:
 function meanLoads({ layers, experts, gpus, tokens }: PlacementProblem): Float64Array {
   return Float64Array.from(
     { length: layers },
-    (_, layer) => (sumOf(tokens.subarray(layer * experts, (layer + 1) * experts)) * COMPUTE_COST) / gpus,
+    (_, layer) => (sum(tokens.subarray(layer * experts, (layer + 1) * experts)) * COMPUTE_COST) / gpus,
   );
 }
 
 function leastOfLayers({ layers, experts, tokens }: PlacementQuestion): number {
   let least = Number.POSITIVE_INFINITY;
   for (let layer = 0; layer < layers; layer++) {
-    least = Math.min(least, sumOf(tokens.subarray(layer * experts, (layer + 1) * experts)));
+    least = Math.min(least, sum(tokens.subarray(layer * experts, (layer + 1) * experts)));
   }
   return least;
 }

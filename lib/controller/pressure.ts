@@ -6,7 +6,7 @@
 import { invalid } from '../checks.js';
 import type { PlacementProblem } from '../types.js';
 import { checkProblem, typedArray } from '../validate.js';
-import { sumOf } from './sum.js';
+import { sum } from './sum.js';
 
 /** Traffic, and the placement that it meets. */
 export interface PlacedTraffic
@@ -178,7 +178,7 @@ export class ExpertPressure {
         this.moePressure[source]! += met / own - 1;
       }
     }
-    const mean = sumOf(commNs) / sumOf(pairs);
+    const mean = sum(commNs) / sum(pairs);
     for (let source = 0; source < sources; source++) {
       if (pairs[source] === 0) continue;
       this.moePressure[source]! /= layersWith[source]!;
@@ -232,7 +232,7 @@ export class ExpertPressure {
     load.fill(0);
     for (let n = 0; n < arriving.length; n++) load[n % gpus]! += arriving[n]!;
     for (let gpu = 0; gpu < gpus; gpu++) load[gpu]! *= computeCost[gpu]!;
-    const mean = sumOf(load) / liveGpus;
+    const mean = sum(load) / liveGpus;
     for (let gpu = 0; gpu < gpus; gpu++) load[gpu] = mean > 0 ? load[gpu]! / mean : 1;
   }
 

@@ -165,15 +165,8 @@ export class Tenure {
     const finding = await this.#considering.consider(situation, this.#planning.signal);
     this.#isPlanning = false;
     const told = toldOf(finding);
-    this.#preview = previewOf(finding, finding.decision.reason);
+    this.#preview = previewOf(finding);
     if (!finding.decision.rearrange) return { ...told, decision: 'kept' };
-    const objection = situation.gpusChanged
-      ? undefined
-      : await this.#considering.objection(situation, finding.plan!);
-    if (objection !== undefined) {
-      this.#preview = previewOf(finding, objection);
-      return { ...told, decision: 'kept', reason: objection };
-    }
     if (this.#options.shadow) {
       this.#wouldHave = { atMs: situation.nowMs, deadGpus: sighting.deadGpus };
       return { ...told, decision: 'would-commit' };
