@@ -87,9 +87,7 @@ export class Keeper {
   async record(patch: Partial<KeptState>): Promise<void> {
     this.#state = { ...this.#state, ...patch };
     this.#isWritten = false;
-    await this.flush().catch((error) => {
-      if (error instanceof LeaseLost) throw error;
-    });
+    await this.#flushOrLater();
   }
 
   /** Throws while what has happened cannot be written. */
@@ -131,11 +129,18 @@ export class Keeper {
     await this.record({ deadGpus, failures: 0, failedAtMs: undefined });
   }
 
-  /** What was only looked at is not worth a write. */
-  note(record: DecisionRecord): void {
+  /** Takes over what a look came to; what was only looked at is not worth a write. */
+  async note(record: DecisionRecord): Promise<void> {
     const decisions = [record, ...this.#state.decisions].slice(0, MOST_RECORDS);
     this.#state = { ...this.#state, decisions };
     if (record.decision !== 'kept') this.#isWritten = false;
+    await this.#flushOrLater();
+  }
+
+  async #flushOrLater(): Promise<void> {
+    await this.flush().catch((error) => {
+      if (error instanceof LeaseLost) throw error;
+    });
   }
 
   async #write(state: KeptState): Promise<void> {

@@ -105,10 +105,7 @@ export class Tenure {
     try {
       const result = await this.#lookOrFail(sighting);
       const record = { atMs: clock.wallMs(), ...result };
-      this.keeper.note(record);
-      await this.keeper.flush().catch((error) => {
-        if (error instanceof LeaseLost) throw error;
-      });
+      await this.keeper.note(record);
       return record;
     } catch (error) {
       this.#isOver ||= error instanceof LeaseLost;
