@@ -230,6 +230,14 @@ function layerIds(value: unknown, layers: number): void {
   });
 }
 
+/** Throws where the slots of a layer leave an expert out. */
+export function everyExpert(field: string, slots: Int32Array, experts: number): void {
+  const held = new Set(slots);
+  for (let expert = 0; expert < experts; expert++) {
+    if (!held.has(expert)) throw invalid(field, 'a slot for every expert', `none for expert ${expert}`);
+  }
+}
+
 interface TypedArrays {
   Uint8Array: Uint8Array;
   Uint16Array: Uint16Array;

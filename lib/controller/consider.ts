@@ -3,17 +3,11 @@ import { type MigrationSchedule, scheduleMigration } from '../migration.js';
 import type { Planner } from '../planner.js';
 import type { PlacementProblem, Plan } from '../types.js';
 import { changeMs, roundMs } from './cost.js';
-import {
-  type Decision,
-  type DecisionHistory,
-  type DecisionReason,
-  decide,
-  type Prospect,
-  reasonToWait,
-} from './decide.js';
+import { type Decision, type DecisionHistory, decide, type Prospect, reasonToWait } from './decide.js';
 import { horizonMs, type Judgement, judge } from './judge.js';
 import type { CheckedController } from './options.js';
 import type { Committed } from './state.js';
+import { sum } from './sum.js';
 
 const NS_PER_MS = 1e6;
 const MS_PER_SECOND = 1000;
@@ -38,14 +32,14 @@ export interface Finding {
   schedule?: MigrationSchedule;
 }
 
+type Weighed = Pick<Finding, 'optimismMs'> & { prospect: Prospect };
+
 /** What the counts of a look are. */
 interface Counted {
   /** The problem with them, without incumbent and migration: what placements are compared by. */
   problem: PlacementProblem;
   /** `[layers]`, of all sources. */
   windowTokens: Float64Array;
-  /** Of a source on average, in the thinnest layer. */
-  leastTokens: number;
 }
 
 export class Considering {
@@ -59,56 +53,38 @@ export class Considering {
 
   /** @param signal ends it between its parts */
   async consider(situation: Situation, signal: AbortSignal): Promise<Finding> {
-    const { rules } = this.#options;
+    const { rules, problem } = this.#options;
     const { nowMs, gpusChanged, statisticsAgeMs, history } = situation;
-    const counted = this.#count(situation.deadGpus);
-    const occasion = { nowMs, gpusChanged, statisticsAgeMs, tokens: counted.leastTokens };
-    const reason = reasonToWait(rules, occasion, history);
+    const windowTokens = this.#windowTokens();
+    const tokens = Math.min(...windowTokens) / problem.sources;
+    const reason = reasonToWait(rules, { nowMs, gpusChanged, statisticsAgeMs, tokens }, history);
     if (reason !== undefined) return { decision: { rearrange: false, reason } };
     if (!gpusChanged && situation.tokensPerSecond === 0) {
       const detail = 'tokens per second are not known yet';
       return { decision: { rearrange: false, reason: 'too-little-data' }, detail };
     }
+    const counted = { problem: this.problemOf(situation.deadGpus), windowTokens };
     const plan = await this.#plan(situation, counted, signal);
     // Nothing to weigh: of a placement against itself only noise would be told.
     if (!gpusChanged && plan.migrations === 0)
       return { decision: { rearrange: false, reason: 'same-placement' }, plan };
-    const schedule = await this.#schedule(situation, plan, signal);
-    return gpusChanged
-      ? { decision: { rearrange: true, reason: 'gpus-changed' }, plan, schedule, prospect: forced(plan) }
-      : await this.#weigh(situation, counted, plan, schedule, signal);
+    return await this.#decide(situation, counted, plan, signal);
   }
 
-  /** The audit before a commit: what the newest counts say, since a plan takes its time. Undefined where nothing speaks against it. */
-  async objection({ committed, deadGpus }: Situation, plan: Plan): Promise<DecisionReason | undefined> {
-    const { problem } = this.#count(deadGpus);
-    const pair = new Int32Array(plan.physicalToLogical.length * 2);
-    pair.set(committed.placement);
-    pair.set(plan.physicalToLogical, committed.placement.length);
-    const evaluation = await this.#planner.evaluate(problem, pair);
-    const [incumbent, candidate] = horizonMs(evaluation, new Float64Array(problem.layers).fill(1));
-    return candidate < incumbent ? undefined : 'worse-on-audit';
-  }
-
-  /** The problem as it is now, also for the heat map. */
+  /** The problem as it is now, also for the heat map. An incumbent may hold an expert twice on a GPU. */
   problemOf(deadGpus: number[]): PlacementProblem {
-    return this.#count(deadGpus).problem;
+    const { problem, statistics } = this.#options;
+    return { ...problem, tokens: statistics.counts(), deadGpus, allowDuplicates: true };
   }
 
-  #count(deadGpus: number[]): Counted {
+  /** `[layers]`, of all sources. */
+  #windowTokens(): Float64Array {
     const { problem, statistics } = this.#options;
     const { layers, sources } = problem;
-    const { tokens: observed } = statistics.confidence();
-    const windowTokens = Float64Array.from({ length: layers }, (_, layer) =>
-      observed.subarray(layer * sources, (layer + 1) * sources).reduce((sum, tokens) => sum + tokens, 0),
+    const { tokens } = statistics.confidence();
+    return Float64Array.from({ length: layers }, (_, layer) =>
+      sum(tokens.subarray(layer * sources, (layer + 1) * sources)),
     );
-    const tokens = statistics.counts();
-    return {
-      // An incumbent may hold an expert twice on a GPU.
-      problem: { ...problem, tokens, deadGpus, allowDuplicates: true },
-      windowTokens,
-      leastTokens: Math.min(...windowTokens) / sources,
-    };
   }
 
   async #plan(situation: Situation, counted: Counted, signal: AbortSignal): Promise<Plan> {
@@ -151,16 +127,42 @@ export class Considering {
     );
   }
 
+  async #decide(situation: Situation, counted: Counted, plan: Plan, signal: AbortSignal): Promise<Finding> {
+    const { gpusChanged, history } = situation;
+    const schedule = await this.#schedule(situation, plan, signal);
+    const weighed: Weighed = gpusChanged
+      ? { prospect: forced(plan) }
+      : await this.#weigh(situation, counted, plan, schedule, signal);
+    const found = { plan, schedule, ...weighed };
+    const decision = decide(this.#options.rules, weighed.prospect, history, { gpusChanged });
+    const isAudited = decision.rearrange && !gpusChanged;
+    return isAudited && !(await this.#isBetterByNow(situation, plan, signal))
+      ? { ...found, decision: { rearrange: false, reason: 'worse-on-audit' } }
+      : { ...found, decision };
+  }
+
+  /** The audit before a commit: what the newest counts say, since a plan takes its time. */
+  async #isBetterByNow(
+    { committed, deadGpus }: Situation,
+    { physicalToLogical }: Plan,
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const problem = this.problemOf(deadGpus);
+    const pair = [committed.placement, physicalToLogical];
+    const evaluation = await this.#planner.evaluate(problem, pair, { signal });
+    const [incumbent, candidate] = horizonMs(evaluation, new Float64Array(problem.layers).fill(1));
+    return candidate < incumbent;
+  }
+
   async #weigh(
     situation: Situation,
     counted: Counted,
     plan: Plan,
     schedule: MigrationSchedule,
     signal: AbortSignal,
-  ): Promise<Finding> {
+  ): Promise<Weighed> {
     const { rules, migration, overdispersion, resamples, plan: planOptions } = this.#options;
-    const { history, tokensPerSecond } = situation;
-    const horizonTokens = (tokensPerSecond * rules.horizonMs) / MS_PER_SECOND;
+    const horizonTokens = (situation.tokensPerSecond * rules.horizonMs) / MS_PER_SECOND;
     const windows = counted.windowTokens.map((tokens) => (tokens === 0 ? 0 : horizonTokens / tokens));
     const [incumbent, candidate] = [situation.committed.placement, plan.physicalToLogical];
     // Another seed for every state of the statistics, the same for the same.
@@ -170,7 +172,7 @@ export class Considering {
       this.#planner.evaluate(problem, pair, { signal }),
     );
     const lowerMs = plan.layers.reduce(
-      (sum, { lowerBound }, l) => sum + (lowerBound * windows[l]!) / NS_PER_MS,
+      (total, { lowerBound }, l) => total + (lowerBound * windows[l]!) / NS_PER_MS,
       0,
     );
     const prospect = prospectOf(judgement, lowerMs, {
@@ -179,17 +181,15 @@ export class Considering {
     });
     const { seenMs, incumbentMs, candidateMs } = judgement;
     const optimismMs = seenMs.incumbent - seenMs.candidate - (incumbentMs - candidateMs);
-    const decision = decide(rules, prospect, history, { gpusChanged: false });
-    return { decision, plan, schedule, prospect, optimismMs };
+    return { prospect, optimismMs };
   }
 }
 
 /** Of the window: what a layer's experts take where their load is even over the live GPUs, the mean of the layers. */
 function evenLayerNs({ layers, gpus, tokens, computeCost, deadGpus = [] }: PlacementProblem): number {
-  const sum = tokens.reduce((total, count) => total + count, 0);
-  const costs = typeof computeCost === 'number' ? [computeCost] : Array.from(computeCost);
-  const cost = costs.reduce((total, own) => total + own, 0) / costs.length;
-  return (sum * cost) / (gpus - deadGpus.length) / layers;
+  const costs = typeof computeCost === 'number' ? [computeCost] : computeCost;
+  const cost = sum(costs) / costs.length;
+  return (sum(tokens) * cost) / (gpus - deadGpus.length) / layers;
 }
 
 function prospectOf(

@@ -1,7 +1,7 @@
 /**
  * What a change costs the engines, ms. A round of the schedule takes as long as one expert over one link. Under `stall` the engines
- * wait for all rounds, and for each layer in which something moves. Under `overlap` the rounds take 1 / linkShare as long, and meanwhile communication, commShare of the MoE time,
- * takes 1 / (1 − linkShare) as long:
+ * wait for all rounds, and for each layer in which something moves. Under `overlap` the rounds take 1 / linkShare as long, and
+ * meanwhile communication, commShare of the MoE time, takes 1 / (1 − linkShare) as long:
  *
  *   rounds · roundMs / linkShare · commShare · (1 / (1 − linkShare) − 1)  =  rounds · roundMs · commShare / (1 − linkShare)
  */
@@ -22,8 +22,8 @@ export function changeMs(
 ): number {
   const { transfer, linkShare, stallMs, layerStallMs } = costs;
   const layers = new Set([...schedule.transfers.layer, ...schedule.storageLoads.layer]).size;
-  const linksMs = schedule.rounds * roundMs(costs);
   if (layers === 0) return 0;
+  const linksMs = schedule.rounds * roundMs(costs);
   return transfer === 'stall'
     ? stallMs + layers * layerStallMs + linksMs
     : stallMs + (linksMs * commShare) / (1 - linkShare);

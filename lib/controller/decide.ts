@@ -106,17 +106,23 @@ export interface Decision {
 export function reasonToWait(
   rules: Required<DecisionRules>,
   { nowMs, tokens, gpusChanged, statisticsAgeMs = 0 }: Occasion,
-  { committedAtMs, failures, failedAtMs }: DecisionHistory,
+  history: DecisionHistory,
 ): DecisionReason | undefined {
-  if (failures > 0 && nowMs - failedAtMs! < backoffAfter(rules, failures)) return 'backing-off';
+  const { committedAtMs } = history;
+  if (isBackingOff(rules, nowMs, history)) return 'backing-off';
   if (gpusChanged) return undefined;
   if (committedAtMs !== undefined && nowMs - committedAtMs < rules.minIntervalMs) return 'too-soon';
   if (tokens < rules.leastTokens) return 'too-little-data';
   return statisticsAgeMs > rules.staleStatisticsMs ? 'stale-statistics' : undefined;
 }
 
-function backoffAfter({ backoffMs, mostBackoffMs }: Required<DecisionRules>, failures: number): number {
-  return Math.min(mostBackoffMs, backoffMs * 2 ** (failures - 1));
+export function isBackingOff(
+  { backoffMs, mostBackoffMs }: Required<DecisionRules>,
+  nowMs: number,
+  { failures, failedAtMs }: DecisionHistory,
+): boolean {
+  const waitMs = Math.min(mostBackoffMs, backoffMs * 2 ** (failures - 1));
+  return failures > 0 && nowMs - failedAtMs! < waitMs;
 }
 
 /** Whether the candidate is worth its moves. */

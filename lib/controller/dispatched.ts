@@ -5,6 +5,7 @@
 import { RoutingStatistics } from '../statistics/routing-statistics.js';
 import type { RoutingStatisticsOptions } from '../statistics/types.js';
 import { weighSources } from './shares.js';
+import { sum } from './sum.js';
 
 /** Fewer tokens than these say nothing of shares: the observed ones stay. */
 const LEAST_TOKENS = 4096;
@@ -37,8 +38,7 @@ export class DispatchShares {
 
   /** [sources] Undefined where too little was sent. */
   get shares(): Float64Array | undefined {
-    const all = this.#weights.reduce((sum, one) => sum + one, 0);
-    return all < LEAST_TOKENS ? undefined : this.#weights;
+    return sum(this.#weights) < LEAST_TOKENS ? undefined : this.#weights;
   }
 }
 

@@ -1,5 +1,5 @@
 /** How the load lies on the GPUs under a placement, for the heat map: figures for people, by the flow of the reports. */
-import { type FlowInput, layerFlow } from '../report/flow.js';
+import { balanceOf, type FlowInput, layerFlow } from '../report/flow.js';
 import type { PlacementProblem } from '../types.js';
 import { Slices } from './slices.js';
 
@@ -11,22 +11,16 @@ export interface Heat {
 }
 
 export async function heatOf(problem: PlacementProblem, placement: Int32Array): Promise<Heat> {
-  const { layers, gpus, slotsPerGpu, computeCost, replicaChoice = 'even' } = problem;
-  const dead = new Set(problem.deadGpus);
-  const live = Array.from({ length: gpus }, (_, gpu) => gpu).filter((gpu) => !dead.has(gpu));
+  const { layers, gpus, slotsPerGpu, replicaChoice = 'even' } = problem;
+  const slots = gpus * slotsPerGpu;
   const input: FlowInput = { ...problem, replicaChoice };
   const slices = new Slices();
   const heat: Heat = { imbalance: [], load: [] };
   for (let layer = 0; layer < layers; layer++) {
-    const row = placement.subarray(layer * gpus * slotsPerGpu, (layer + 1) * gpus * slotsPerGpu);
-    const { gpuTokens } = layerFlow(input, layer, row);
-    const load = Array.from(gpuTokens, (tokens, gpu) => {
-      // Of GPUs that cost nothing the tokens are shown.
-      return tokens * ((typeof computeCost === 'number' ? computeCost : computeCost[gpu]!) || 1);
-    });
-    const mean = live.reduce((sum, gpu) => sum + load[gpu]!, 0) / live.length;
-    heat.load.push(load.map((value) => (mean === 0 ? 0 : value / mean)));
-    heat.imbalance.push(mean === 0 ? 1 : Math.max(...live.map((gpu) => load[gpu]!)) / mean);
+    const row = placement.subarray(layer * slots, (layer + 1) * slots);
+    const { imbalance, load } = balanceOf(problem, layerFlow(input, layer, row));
+    heat.imbalance.push(imbalance);
+    heat.load.push(load);
     await slices.pause();
   }
   return heat;

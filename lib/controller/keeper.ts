@@ -87,9 +87,7 @@ export class Keeper {
   async record(patch: Partial<KeptState>): Promise<void> {
     this.#state = { ...this.#state, ...patch };
     this.#isWritten = false;
-    await this.flush().catch((error) => {
-      if (error instanceof LeaseLost) throw error;
-    });
+    await this.#flushOrLater();
   }
 
   /** Throws while what has happened cannot be written. */
@@ -102,8 +100,6 @@ export class Keeper {
     const atMs = this.#clock.wallMs();
     this.#committedMs = this.#clock.monotonicMs();
     this.#failedMs = undefined;
-    const { failedAtMs: _, ...state } = this.#state;
-    this.#state = state;
     await this.record({
       committed: {
         planId,
@@ -114,9 +110,10 @@ export class Keeper {
         atMs,
         ...(score !== undefined && { score }),
       },
-      history: [{ planId, atMs, migrations, gainShare }, ...state.history].slice(0, MOST_RECORDS),
+      history: [{ planId, atMs, migrations, gainShare }, ...this.#state.history].slice(0, MOST_RECORDS),
       change: undefined,
       failures: 0,
+      failedAtMs: undefined,
     });
   }
 
@@ -129,16 +126,21 @@ export class Keeper {
   /** Other GPUs are dead than before. What failed before that says nothing of a plan for them. */
   async sawGpus(deadGpus: number[]): Promise<void> {
     this.#failedMs = undefined;
-    const { failedAtMs: _, ...state } = this.#state;
-    this.#state = state;
-    await this.record({ deadGpus, failures: 0 });
+    await this.record({ deadGpus, failures: 0, failedAtMs: undefined });
   }
 
-  /** What was only looked at is not worth a write. */
-  note(record: DecisionRecord): void {
+  /** Takes over what a look came to; what was only looked at is not worth a write. */
+  async note(record: DecisionRecord): Promise<void> {
     const decisions = [record, ...this.#state.decisions].slice(0, MOST_RECORDS);
     this.#state = { ...this.#state, decisions };
     if (record.decision !== 'kept') this.#isWritten = false;
+    await this.#flushOrLater();
+  }
+
+  async #flushOrLater(): Promise<void> {
+    await this.flush().catch((error) => {
+      if (error instanceof LeaseLost) throw error;
+    });
   }
 
   async #write(state: KeptState): Promise<void> {

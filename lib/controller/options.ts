@@ -13,7 +13,7 @@ import {
   ordinal,
 } from '../checks.js';
 import { type PlacementFormat, placementFormats } from '../export/placement.js';
-import { checkPlanOptions, checkProblem, typedArray } from '../validate.js';
+import { checkPlanOptions, checkProblem, everyExpert, typedArray } from '../validate.js';
 import { DECISION_DEFAULTS, type DecisionRules } from './decide.js';
 import type { ControllerClock, ControllerOptions, MigrationCosts } from './types.js';
 
@@ -115,23 +115,12 @@ function checkModel({ problem, initial, plan }: CheckedController): void {
   typedArray('options.initial', initial, 'Int32Array', '[layers][gpus * slotsPerGpu]', layers * slots);
   for (let layer = 0; layer < layers; layer++) {
     const row = initial.subarray(layer * slots, (layer + 1) * slots);
-    const held = new Set(row);
+    const field = `options.initial, layer ${layer}`;
     const wrong = row.find((id) => id < -1 || id >= experts);
     if (wrong !== undefined) {
-      throw invalid(
-        `options.initial, layer ${layer}`,
-        `experts of 0 to ${experts - 1}, or -1`,
-        String(wrong),
-      );
+      throw invalid(field, `experts of 0 to ${experts - 1}, or -1`, String(wrong));
     }
-    const missing = Array.from({ length: experts }, (_, e) => e).find((e) => !held.has(e));
-    if (missing !== undefined) {
-      throw invalid(
-        `options.initial, layer ${layer}`,
-        'a slot for every expert',
-        `none for expert ${missing}`,
-      );
-    }
+    everyExpert(field, row, experts);
   }
 }
 

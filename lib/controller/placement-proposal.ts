@@ -8,6 +8,7 @@ import type { PlacementProblem, PlanOptions } from '../types.js';
 import { type DecisionRules, decide, reasonToWait } from './decide.js';
 import type { PlacementQuestion, PlacementReason, PredictedChange } from './placement-protocol.js';
 import { keepSlots, movedSlots } from './slot-order.js';
+import { sum } from './sum.js';
 import type { PlacementChange } from './types.js';
 
 export type OfferedPlacement = Pick<
@@ -176,10 +177,4 @@ function layerTokens({ layers, experts, tokens }: Pick<PlacementProblem, 'layers
   return Float64Array.from({ length: layers }, (_, layer) =>
     sum(tokens.subarray(layer * experts, (layer + 1) * experts)),
   );
-}
-
-function sum(values: Float64Array | Uint32Array): number {
-  let total = 0;
-  for (const value of values) total += value;
-  return total;
 }

@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { invalid } from '../checks.js';
 import { MAX_EXPERTS, MAX_LAYERS } from '../import/limits.js';
+import { everyExpert } from '../validate.js';
 import type { DecisionReason } from './decide.js';
 
 export const PLACEMENT_PROTOCOL_VERSION = 1;
@@ -180,11 +181,9 @@ function readOld(data: string, layers: number, slots: number, experts: number): 
   const map = Int32Array.from({ length: layers * slots }, (_, at) => bytes.readInt32LE(at * 4));
   for (let layer = 0; layer < layers; layer++) {
     const row = map.subarray(layer * slots, (layer + 1) * slots);
-    const seen = new Set(row);
     const wrong = row.find((expert) => expert < 0 || expert >= experts);
     if (wrong !== undefined) throw invalid(`old[${layer}]`, `experts 0 to ${experts - 1}`, String(wrong));
-    if (seen.size < experts)
-      throw invalid(`old[${layer}]`, 'a slot for every expert', `${seen.size} of ${experts}`);
+    everyExpert(`old[${layer}]`, row, experts);
   }
   return map;
 }

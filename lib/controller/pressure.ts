@@ -6,6 +6,7 @@
 import { invalid } from '../checks.js';
 import type { PlacementProblem } from '../types.js';
 import { checkProblem, typedArray } from '../validate.js';
+import { sum } from './sum.js';
 
 /** Traffic, and the placement that it meets. */
 export interface PlacedTraffic
@@ -315,10 +316,4 @@ export class ExpertPressure {
     }
     return { arriving, met, moeNs };
   }
-}
-
-function sum(values: Float64Array): number {
-  let total = 0;
-  for (let n = 0; n < values.length; n++) total += values[n]!;
-  return total;
 }

@@ -1,6 +1,5 @@
 /** What of a look is told: to listeners, in the log, and in the state file. */
 import type { Finding } from './consider.js';
-import type { DecisionReason } from './decide.js';
 import type { ControllerStatus, DecisionRecord } from './types.js';
 
 export type Told = Omit<DecisionRecord, 'atMs' | 'decision'>;
@@ -37,9 +36,9 @@ export function gainShare({
 }
 
 /** Of a look that planned. */
-export function previewOf(finding: Finding, reason: DecisionReason): ControllerStatus['preview'] {
-  const { prospect } = finding;
+export function previewOf({ decision, prospect }: Finding): ControllerStatus['preview'] {
   if (prospect === undefined) return undefined;
   const { incumbentMs, candidateMs, costMs, migrations } = prospect;
-  return { gainMs: incumbentMs - candidateMs, gainShare: gainShare(prospect), costMs, migrations, reason };
+  const gainMs = incumbentMs - candidateMs;
+  return { gainMs, gainShare: gainShare(prospect), costMs, migrations, reason: decision.reason };
 }

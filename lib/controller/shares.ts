@@ -5,6 +5,7 @@
 import { describe, invalid } from '../checks.js';
 import type { RoutingCounts } from '../import/counts.js';
 import { typedArray } from '../validate.js';
+import { sum } from './sum.js';
 
 const MOST_COUNT = 2 ** 32 - 1;
 
@@ -31,7 +32,7 @@ export function weighSources(
   );
   const weights = checkShares(shares, sources);
   const out = Uint32Array.from(tokens);
-  const all = weights.reduce((total, one) => total + one, 0);
+  const all = sum(weights);
   if (all === 0) return out;
   for (let layer = 0; layer < layers; layer++) {
     const at = layer * sources * experts;
@@ -60,13 +61,13 @@ function checkShares(shares: ArrayLike<number>, sources: number): Float64Array {
 function weighLayer(rows: Uint32Array, weights: Float64Array, all: number, experts: number): void {
   const columns = new Float64Array(experts);
   for (let n = 0; n < rows.length; n++) columns[n % experts]! += rows[n]!;
-  const total = columns.reduce((sum, one) => sum + one, 0);
+  const total = sum(columns);
   if (total === 0) return;
   const shapes = Array.from(weights, (_, source) => {
     const row = rows.slice(source * experts, (source + 1) * experts);
     return row.some((count) => count > 0) ? row : columns;
   });
-  const sums = shapes.map((shape) => sumOf(shape));
+  const sums = shapes.map(sum);
   // The largest count that would come of it, if there were room for it.
   let most = 0;
   for (const [source, shape] of shapes.entries()) {
@@ -80,24 +81,18 @@ function weighLayer(rows: Uint32Array, weights: Float64Array, all: number, exper
   }
 }
 
-function sumOf(values: ArrayLike<number>): number {
-  let sum = 0;
-  for (let n = 0; n < values.length; n++) sum += values[n]!;
-  return sum;
-}
-
 /**
- * Whole numbers in proportion to `shape`, which adds up to `sum`; they add up to `goal`. Each is the difference of two rounded
+ * Whole numbers in proportion to `shape`, which adds up to `total`; they add up to `goal`. Each is the difference of two rounded
  * running sums, so it is within 1 of the exact one, and 0 where the shape is.
  */
-function apportion(shape: ArrayLike<number>, sum: number, goal: number): Float64Array {
+function apportion(shape: ArrayLike<number>, total: number, goal: number): Float64Array {
   const parts = new Float64Array(shape.length);
   let running = 0;
   let before = 0;
   for (let n = 0; n < shape.length; n++) {
     running += shape[n]!;
     // Running sums of fractions may miss the end by a little; all of it must be given out.
-    const upTo = running >= sum ? goal : Math.round((running / sum) * goal);
+    const upTo = running >= total ? goal : Math.round((running / total) * goal);
     parts[n] = upTo - before;
     before = upTo;
   }

@@ -5,7 +5,7 @@
 import { mismatch } from '../errors.js';
 import { Changes } from './change.js';
 import type { Considering, Finding, Situation } from './consider.js';
-import { type DecisionReason, reasonToWait } from './decide.js';
+import { isBackingOff } from './decide.js';
 import { Keeper, LeaseLost } from './keeper.js';
 import type { CheckedController } from './options.js';
 import { gainShare, previewOf, type Told, toldOf } from './record.js';
@@ -105,10 +105,7 @@ export class Tenure {
     try {
       const result = await this.#lookOrFail(sighting);
       const record = { atMs: clock.wallMs(), ...result };
-      this.keeper.note(record);
-      await this.keeper.flush().catch((error) => {
-        if (error instanceof LeaseLost) throw error;
-      });
+      await this.keeper.note(record);
       return record;
     } catch (error) {
       this.#isOver ||= error instanceof LeaseLost;
@@ -165,15 +162,8 @@ export class Tenure {
     const finding = await this.#considering.consider(situation, this.#planning.signal);
     this.#isPlanning = false;
     const told = toldOf(finding);
-    this.#preview = previewOf(finding, finding.decision.reason);
+    this.#preview = previewOf(finding);
     if (!finding.decision.rearrange) return { ...told, decision: 'kept' };
-    const objection = situation.gpusChanged
-      ? undefined
-      : await this.#considering.objection(situation, finding.plan!);
-    if (objection !== undefined) {
-      this.#preview = previewOf(finding, objection);
-      return { ...told, decision: 'kept', reason: objection };
-    }
     if (this.#options.shadow) {
       this.#wouldHave = { atMs: situation.nowMs, deadGpus: sighting.deadGpus };
       return { ...told, decision: 'would-commit' };
@@ -231,13 +221,8 @@ export class Tenure {
   }
 
   #isBackingOff(): boolean {
-    const occasion = { nowMs: this.#options.clock.monotonicMs(), tokens: 0, gpusChanged: true };
-    const reason: DecisionReason | undefined = reasonToWait(
-      this.#options.rules,
-      occasion,
-      this.keeper.history,
-    );
-    return reason === 'backing-off';
+    const { rules, clock } = this.#options;
+    return isBackingOff(rules, clock.monotonicMs(), this.keeper.history);
   }
 }
 

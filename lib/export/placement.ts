@@ -3,9 +3,11 @@
  * could not express: a wrong file would not fail, it would serve from the wrong weights.
  */
 import { zipSync } from 'fflate';
+import { invalid } from '../checks.js';
 import { type GimbalError, mismatch } from '../errors.js';
 import { writeFileAtomic } from '../files.js';
 import { MAX_LAYERS } from '../import/limits.js';
+import { everyExpert } from '../validate.js';
 import { encodeNpy } from './npy.js';
 
 export type PlacementFormat = 'sglang' | 'vllm' | 'tensorrt-llm' | 'vllm-ascend' | 'eplb' | 'npy' | 'json';
@@ -113,10 +115,6 @@ export async function writePlacement(
   await writeFileAtomic(path, encodePlacement(placement, format));
 }
 
-function invalid(field: string, expected: string, received: string): GimbalError {
-  return mismatch('GIMBAL_INVALID_INPUT', field, expected, received);
-}
-
 function slotsOf(placement: PlacementToExport): number {
   return placement.gpus * placement.slotsPerGpu;
 }
@@ -171,24 +169,16 @@ function validateRow(
   info: PlacementFormatInfo,
 ): void {
   const { experts } = placement;
-  const held = new Uint8Array(experts);
-  rowOf(placement, layer).forEach((id, slot) => {
+  const row = rowOf(placement, layer);
+  row.forEach((id, slot) => {
     const field = `physicalToLogical, layer ${layer}, slot ${slot}`;
     if (id === -1) {
       if (!info.expressesEmptySlots) throw cannotBeEmpty(field, format);
       return;
     }
     if (id < 0 || id >= experts) throw invalid(field, `an expert from 0 to ${experts - 1}, or -1`, `${id}`);
-    held[id] = 1;
   });
-  const missing = held.indexOf(0);
-  if (missing >= 0) {
-    throw invalid(
-      `physicalToLogical, layer ${layer}`,
-      'a slot for every expert',
-      `none for expert ${missing}`,
-    );
-  }
+  everyExpert(`physicalToLogical, layer ${layer}`, row, experts);
 }
 
 function cannotBeEmpty(field: string, format: PlacementFormat): GimbalError {

@@ -3,7 +3,7 @@
  * shares and imbalance from the token flow.
  */
 import type { Evaluation, PlacementProblem } from '../types.js';
-import { type FlowInput, type LayerFlow, layerFlow } from './flow.js';
+import { balanceOf, type FlowInput, type LayerFlow, layerFlow } from './flow.js';
 
 export interface LayerFigures {
   /** The model layer where known, else the row. */
@@ -78,7 +78,7 @@ export function placementFigures(
       loadMax: evaluation.loadMax[first + layer]!,
       commMax: evaluation.commMax[first + layer]!,
       commMean: evaluation.commTotal[first + layer]! / problem.gpus,
-      imbalance: imbalance(problem, flow),
+      imbalance: balanceOf(problem, flow).imbalance,
       remoteShare: share(flow.remoteTokens, flow.totalTokens),
       crossNodeShare:
         flow.crossNodeTokens === undefined ? null : share(flow.crossNodeTokens, flow.totalTokens),
@@ -100,23 +100,6 @@ function flowInput(problem: PlacementProblem, gpusPerNode: number | undefined): 
     commCost: problem.commCost,
     ...(gpusPerNode === undefined ? {} : { gpusPerNode }),
   };
-}
-
-function imbalance(problem: PlacementProblem, flow: LayerFlow): number {
-  const dead = new Set(problem.deadGpus ?? []);
-  let largest = 0;
-  let sum = 0;
-  let live = 0;
-  for (let gpu = 0; gpu < problem.gpus; gpu++) {
-    if (dead.has(gpu)) continue;
-    const cost = typeof problem.computeCost === 'number' ? problem.computeCost : problem.computeCost[gpu]!;
-    // Equal GPUs of no cost (an objective of communication alone) still have a balance of tokens worth showing.
-    const load = (cost > 0 ? cost : 1) * flow.gpuTokens[gpu]!;
-    largest = Math.max(largest, load);
-    sum += load;
-    live++;
-  }
-  return sum === 0 ? 1 : largest / (sum / live);
 }
 
 function totals(layers: LayerFigures[], flows: LayerFlow[]): Totals {

@@ -3,7 +3,7 @@
  * These are figures for people (imbalance, cross-node share, heat map), in floating point. What a plan is judged by, J and
  * its terms, always comes from the native core; a test holds the two against each other.
  */
-import type { ReplicaChoice } from '../types.js';
+import type { PlacementProblem, ReplicaChoice } from '../types.js';
 
 export interface FlowInput {
   sources: number;
@@ -61,6 +61,35 @@ export function layerFlow(input: FlowInput, layer: number, row: Int32Array): Lay
     }
   }
   return flow;
+}
+
+/** How the load of a layer lies on its live GPUs. */
+export interface Balance {
+  /** Largest over mean load; 1 in an idle layer. */
+  imbalance: number;
+  /** `[gpus]`, load over that mean; 0 on dead GPUs and in an idle layer. */
+  load: number[];
+}
+
+export function balanceOf(
+  { computeCost, deadGpus = [] }: Pick<PlacementProblem, 'computeCost' | 'deadGpus'>,
+  { gpuTokens }: LayerFlow,
+): Balance {
+  const dead = new Set(deadGpus);
+  let largest = 0;
+  let sum = 0;
+  const load = Array.from(gpuTokens, (tokens, gpu) => {
+    if (dead.has(gpu)) return 0;
+    const cost = typeof computeCost === 'number' ? computeCost : computeCost[gpu]!;
+    // Equal GPUs of no cost (an objective of communication alone) still have a balance of tokens worth showing.
+    const own = (cost > 0 ? cost : 1) * tokens;
+    largest = Math.max(largest, own);
+    sum += own;
+    return own;
+  });
+  if (sum === 0) return { imbalance: 1, load };
+  const mean = sum / (gpuTokens.length - dead.size);
+  return { imbalance: largest / mean, load: load.map((own) => own / mean) };
 }
 
 function emptyFlow(input: FlowInput): LayerFlow {

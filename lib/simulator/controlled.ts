@@ -4,7 +4,7 @@
  * the clock, the requests and the hook that moves experts are simulated.
  */
 import { Considering, type Finding, type Situation } from '../controller/consider.js';
-import type { DecisionHistory, DecisionReason } from '../controller/decide.js';
+import type { DecisionHistory } from '../controller/decide.js';
 import { type CheckedController, checkController } from '../controller/options.js';
 import { GrowthRate } from '../controller/rate.js';
 import { gainShare } from '../controller/record.js';
@@ -107,12 +107,9 @@ export class ControllerPolicy implements PlacementPolicy {
     while (this.#nextMs <= nowMs) this.#nextMs += this.#settings.lookEveryMs;
     const situation = this.#situationOf(occasion);
     const finding = await this.#considering.consider(situation, this.#never);
-    const { plan, prospect, decision } = finding;
-    if (!decision.rearrange) return this.#note(nowMs, finding, decision.reason);
-    const objection = gpusChanged ? undefined : await this.#considering.objection(situation, plan!);
-    if (objection !== undefined) return this.#note(nowMs, finding, objection);
-    this.#score = prospect!.candidateScore;
-    return this.#note(nowMs, finding, decision.reason, plan!.physicalToLogical);
+    if (!finding.decision.rearrange) return this.#note(nowMs, finding);
+    this.#score = finding.prospect!.candidateScore;
+    return this.#note(nowMs, finding, finding.plan!.physicalToLogical);
   }
 
   #situationOf({ group, nowMs, gpusChanged, problem }: PlanningOccasion): Situation {
@@ -137,16 +134,11 @@ export class ControllerPolicy implements PlacementPolicy {
   }
 
   /** Returns the placement that is moved to, if any. */
-  #note(
-    atMs: number,
-    { plan, prospect }: Finding,
-    reason: DecisionReason,
-    placement?: Int32Array,
-  ): Int32Array | undefined {
+  #note(atMs: number, { plan, prospect, decision }: Finding, placement?: Int32Array): Int32Array | undefined {
     this.decisions.push({
       atMs,
       rearranged: placement !== undefined,
-      reason,
+      reason: decision.reason,
       ...(plan === undefined ? {} : { migrations: plan.migrations }),
       ...(prospect === undefined ? {} : { gainShare: gainShare(prospect) }),
     });

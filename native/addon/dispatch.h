@@ -43,7 +43,8 @@ class NativeScheduler : public Napi::ObjectWrap<NativeScheduler> {
   // the request or, unless `all`, the filter leaves it out.
   void scores(const Napi::CallbackInfo& info);
   // scoreBatch(promptTokens, cachedTokens, stages, sessions, prefixes, caches, experts, nowMs, options): columns [requests], the
-  // third a Uint8Array, the next four arrays with undefined where a request has none. Returns { promise, cancel }; the ledger counts as it is now.
+  // third a Uint8Array, the next four arrays with undefined where a request has none. Returns { promise, cancel }; the ledger
+  // counts as it is now.
   Napi::Value score_batch(const Napi::CallbackInfo& info);
   void first_token(const Napi::CallbackInfo& info);
   void progress(const Napi::CallbackInfo& info);

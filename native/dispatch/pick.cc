@@ -52,8 +52,8 @@ void Scheduler::estimate(const DispatchRequest& request) {
   estimate_experts(request);
 }
 
-// Tokens that no cache saves. Where the caller does not say, for all engines or for each, a prefix that was sent there before, or else the session's last
-// prompt, is taken to be cached; one token is always computed.
+// Tokens that no cache saves. Where the caller does not say, for all engines or for each, a prefix that was sent there before,
+// or else the session's last prompt, is taken to be cached; one token is always computed.
 void Scheduler::estimate_cached(const DispatchRequest& r) {
   const int64_t all = r.stage == Stage::kDecode ? 0 : r.prompt_tokens;
   differs_ = r.cached_by_engine != nullptr;
@@ -177,8 +177,8 @@ int64_t Scheduler::unknown_us(int32_t i) const {
 }
 
 // Engines in lockstep wait for the one with the longest prefill. So of a group's engines the one is best that leaves the
-// longest backlog of the group, and what the request's experts cost, shortest, and of these the one with the least pressure; of the groups' best, the one with the
-// least pressure under the group's backlog. Equals: the first in turn.
+// longest backlog of the group, and what the request's experts cost, shortest, and of these the one with the least pressure;
+// of the groups' best, the one with the least pressure under the group's backlog. Equals: the first in turn.
 int32_t Scheduler::pick_gimbal(int64_t now_us, int64_t* score) {
   find_longest(now_us);
   const spec::PressureWeights& w = options_.weights;

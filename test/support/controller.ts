@@ -70,6 +70,26 @@ export function observeSkewed(statistics: RoutingStatistics, shape: Shape, hot =
   for (let source = 0; source < gpus; source++) statistics.observe({ source, topk, tokens, k: 2 });
 }
 
+/** Later, when a plan may come again, other experts are hot. */
+export function changeTraffic({ clock, statistics }: Pick<Rig, 'clock' | 'statistics'>): void {
+  clock.advance(RULES.minIntervalMs);
+  statistics.reset();
+  observeSkewed(statistics, SMALL, 5);
+}
+
+const started: Controller[] = [];
+
+/** Starts it; `stopAll` stops it after the test. */
+export async function begin(controller: Controller): Promise<Controller> {
+  started.push(controller);
+  await controller.start();
+  return controller;
+}
+
+export async function stopAll(): Promise<void> {
+  for (const controller of started.splice(0)) await controller.stop();
+}
+
 export interface Rig {
   controller: Controller;
   engines: FakeEngines;

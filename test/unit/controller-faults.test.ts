@@ -2,8 +2,17 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { type Controller, type ControllerOptions, readPlacement } from '../../lib/index.js';
-import { observeSkewed, type Rig, RULES, rig, SMALL } from '../support/controller.js';
+import { type ControllerOptions, readPlacement } from '../../lib/index.js';
+import {
+  begin,
+  changeTraffic,
+  observeSkewed,
+  type Rig,
+  RULES,
+  rig,
+  SMALL,
+  stopAll,
+} from '../support/controller.js';
 
 /** Which writes of files fail. */
 const disk = vi.hoisted(() => ({ fail: (_path: string): boolean => false }));
@@ -20,17 +29,10 @@ vi.mock('../../lib/files.js', async (original) => {
   };
 });
 
-const started: Controller[] = [];
 afterEach(async () => {
   disk.fail = () => false;
-  for (const controller of started.splice(0)) await controller.stop();
+  await stopAll();
 });
-
-async function begin(controller: Controller): Promise<Controller> {
-  started.push(controller);
-  await controller.start();
-  return controller;
-}
 
 const first = async (of: Rig, over: Partial<ControllerOptions> = {}) => {
   const controller = await begin(of.again(over));
@@ -44,9 +46,7 @@ describe('a hook', () => {
     const of = rig();
     const { controller } = await first(of);
     const before = controller.planId;
-    of.clock.advance(RULES.minIntervalMs);
-    of.statistics.reset();
-    observeSkewed(of.statistics, SMALL, 5);
+    changeTraffic(of);
     of.engines.faults = ['refuse'];
     expect(await controller.look()).toMatchObject({ decision: 'failed', reason: 'error', detail: 'refused' });
     expect(of.engines.changes).toHaveLength(2);
@@ -79,9 +79,7 @@ describe('a hook', () => {
   it('that hangs is left when its time is up, and rolled back even if nothing is in force of it yet', async () => {
     const of = rig();
     const { controller } = await first(of);
-    of.clock.advance(RULES.minIntervalMs);
-    of.statistics.reset();
-    observeSkewed(of.statistics, SMALL, 5);
+    changeTraffic(of);
     const before = controller.placement;
     of.engines.faults = ['hang'];
     expect(await controller.look()).toMatchObject({
@@ -175,9 +173,7 @@ describe('a hook', () => {
   it('that takes no rollback, with the plan before in force, is left in peace', async () => {
     const of = rig();
     const { controller } = await first(of);
-    of.clock.advance(RULES.minIntervalMs);
-    of.statistics.reset();
-    observeSkewed(of.statistics, SMALL, 5);
+    changeTraffic(of);
     const before = controller.planId;
     of.engines.faults = ['hang', 'refuse'];
     expect(await controller.look()).toMatchObject({ decision: 'rolled-back' });
@@ -215,9 +211,7 @@ describe('a disk', () => {
     const exportFile = path.join(of.folder, 'placement.json');
     const { controller } = await first(of, { exportFile });
     const [good, text] = [controller.placement, fs.readFileSync(exportFile, 'utf8')];
-    of.clock.advance(RULES.minIntervalMs);
-    of.statistics.reset();
-    observeSkewed(of.statistics, SMALL, 5);
+    changeTraffic(of);
     disk.fail = (file) => file === exportFile;
     const record = await controller.look();
     expect(record).toMatchObject({ decision: 'failed', detail: expect.stringContaining('ENOSPC') });
@@ -256,9 +250,7 @@ describe('a disk', () => {
     const { controller, record } = await first(of);
     expect(record).toMatchObject({ decision: 'committed' });
     expect(controller.placement).toEqual(of.engines.placement);
-    of.clock.advance(RULES.minIntervalMs);
-    of.statistics.reset();
-    observeSkewed(of.statistics, SMALL, 5);
+    changeTraffic(of);
     expect(await controller.look()).toMatchObject({ decision: 'failed' });
     expect(of.engines.changes).toHaveLength(1);
     // Dies now: the file says that it was about to apply, and the engines that they have it.

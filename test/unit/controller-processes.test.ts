@@ -7,7 +7,7 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, it } from 'vitest';
 import { type ApplyHook, fileLease, type Lease, redisLease } from '../../lib/index.js';
-import { observeSkewed, RULES, rig, SMALL } from '../support/controller.js';
+import { changeTraffic, observeSkewed, RULES, rig, SMALL } from '../support/controller.js';
 import { NO_REDIS, startRedis, stopRedis } from '../support/redis.js';
 
 const support = (name: string) => path.join(__dirname, '..', 'support', name);
@@ -283,9 +283,7 @@ describe('two controllers', () => {
     await second!.look();
     const kept = fs.readFileSync(of.options.stateFile, 'utf8');
     // The first still believes that it holds it, as after a long pause, and has a reason to act.
-    of.clock.advance(RULES.minIntervalMs);
-    of.statistics.reset();
-    observeSkewed(of.statistics, SMALL, 5);
+    changeTraffic(of);
     expect(await first!.look()).toBeUndefined();
     expect(first!.status().state).toBe('waiting-for-lease');
     expect(of.engines.changes).toHaveLength(1);

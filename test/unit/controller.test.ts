@@ -4,28 +4,28 @@ import path from 'node:path';
 import { Registry } from 'prom-client';
 import { afterEach, describe, expect, it } from 'vitest';
 import {
-  type Controller,
   type DecisionRecord,
   evaluatePlacements,
   RoutingStatistics,
   readPlacement,
 } from '../../lib/index.js';
-import { modelOf, observeSkewed, type Rig, RULES, rig, SMALL } from '../support/controller.js';
+import {
+  begin,
+  changeTraffic,
+  modelOf,
+  observeSkewed,
+  type Rig,
+  RULES,
+  rig,
+  SMALL,
+  stopAll,
+} from '../support/controller.js';
 import { contiguous } from '../support/problems.js';
 
 const { layers, experts, gpus: sources } = SMALL;
 const STATISTICS = { layers, sources, experts, windowTokens: 2 ** 16 };
 
-const started: Controller[] = [];
-afterEach(async () => {
-  for (const controller of started.splice(0)) await controller.stop();
-});
-
-async function begin(controller: Controller): Promise<Controller> {
-  started.push(controller);
-  await controller.start();
-  return controller;
-}
+afterEach(stopAll);
 
 /** The cost of placements on the statistics as they are, by the native evaluation and in no other way. */
 async function costs({ statistics, options }: Rig, ...placements: Int32Array[]): Promise<number[]> {
@@ -96,9 +96,7 @@ describe('a look', () => {
     const { controller, clock, statistics, engines } = rig();
     await begin(controller);
     await controller.look();
-    clock.advance(RULES.minIntervalMs);
-    statistics.reset();
-    observeSkewed(statistics, SMALL, 5);
+    changeTraffic({ clock, statistics });
     expect(await controller.look()).toMatchObject({ decision: 'committed', reason: 'gain' });
     expect(engines.changes).toHaveLength(2);
     expect(engines.changes[1]!.previous).toEqual(engines.changes[0]!.placement);
