@@ -10,6 +10,7 @@ import { statisticsOptions } from '../gateway/routing/config.js';
 import { readPlacement, selectLayers } from '../import/placement.js';
 import { findModel, type ModelShape } from '../presets.js';
 import { parseTopology, type Topology } from '../topology.js';
+import { EFFORTS } from '../validate.js';
 import type { AffinityOptions } from './affinity.js';
 import { bytesOfKey } from './fingerprints.js';
 import type { MigrationCosts, PlacedModel } from './types.js';
@@ -112,7 +113,7 @@ export const controllerSchema = z.strictObject({
     .strictObject({
       backend: z.enum(['auto', 'cpu', 'cuda']).optional(),
       device: z.number().int().nonnegative().optional(),
-      effort: z.enum(['fast', 'balanced', 'thorough']).optional(),
+      effort: z.enum(EFFORTS).optional(),
       seed: z.number().int().nonnegative().optional(),
       threads: whole.optional(),
       timeLimitMs: ms.optional(),
