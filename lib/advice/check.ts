@@ -1,7 +1,7 @@
 /** The border of redundancy advice: options are checked by name and filled in before anything is planned. */
 import { aboveZero, atLeastZero, checkKeys, count, describe, invalid, oneOf, ordinal } from '../checks.js';
 import { GimbalError } from '../errors.js';
-import { checkEngine } from '../simulator/check.js';
+import { checkEngine, checkPopularity } from '../simulator/check.js';
 import {
   findServedModel,
   findServingHardware,
@@ -14,7 +14,7 @@ import {
 import type { GroupShape } from '../simulator/step-time.js';
 import type { EngineSettings } from '../simulator/types.js';
 import type { ReplicaChoice } from '../types.js';
-import { typedArray } from '../validate.js';
+import { REPLICA_CHOICES, typedArray } from '../validate.js';
 import type { AdvisedRouting, RedundancyOptions, ServedTraffic } from './types.js';
 
 const DEFAULTS = { splits: 4, leastGainShare: 0.005, certainty: 2, windowTokens: 65_536 };
@@ -132,7 +132,7 @@ export function checkAdvice(options: RedundancyOptions): CheckedAdvice {
     traffic,
     candidates,
     left,
-    replicaChoice: oneOf('options.replicaChoice', replicaChoice, ['even', 'nearest']),
+    replicaChoice: oneOf('options.replicaChoice', replicaChoice, REPLICA_CHOICES),
     splits,
     leastGainShare: atLeastZero('options.leastGainShare', options.leastGainShare ?? DEFAULTS.leastGainShare),
     certainty: atLeastZero('options.certainty', options.certainty ?? DEFAULTS.certainty),
@@ -151,13 +151,8 @@ function checkRouting(routing: AdvisedRouting, model: ServedModel): CheckedAdvic
     }[oneOf('options.routing.kind', routing?.kind, ['generative', 'counts'])],
   ]);
   if (routing.kind === 'generative') {
-    const { sigmaExperts, sigmaTopics, topics, personas, windowTokens = DEFAULTS.windowTokens } = routing;
-    for (const [name, sigma] of Object.entries({ sigmaExperts, sigmaTopics })) {
-      if (sigma !== undefined) atLeastZero(`options.routing.${name}`, sigma);
-    }
-    for (const [name, number] of Object.entries({ topics, personas })) {
-      if (number !== undefined) count(`options.routing.${name}`, number);
-    }
+    const { windowTokens = DEFAULTS.windowTokens } = routing;
+    checkPopularity(routing);
     return { ...routing, windowTokens: count('options.routing.windowTokens', windowTokens) };
   }
   const layers = count('options.routing.layers', routing.layers);

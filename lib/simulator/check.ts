@@ -11,7 +11,7 @@ import {
   ordinal,
 } from '../checks.js';
 import { POLICIES, QUEUE_POLICIES } from '../dispatch/validate.js';
-import { REPLICA_CHOICES } from '../validate.js';
+import { EFFORTS, REPLICA_CHOICES } from '../validate.js';
 import {
   findServedModel,
   findServingHardware,
@@ -35,7 +35,6 @@ import type {
 
 export const ALL_TO_ALLS = ['allgather-reducescatter', 'a2a-pairs', 'a2a-dedup'] as const;
 export const PLACEMENTS = ['static', 'eplb', 'swift', 'periodic', 'gimbal', 'oracle'] as const;
-const EFFORTS = ['fast', 'balanced', 'thorough'] as const;
 /** What vLLM chooses on GPUs of the H100's class, and on lesser ones. */
 const H100_CLASS_TFLOPS = 900;
 const USUAL_BATCH = 8192;
@@ -257,14 +256,27 @@ function checkRouting(routing: SimulatedRouting = { kind: 'generative' }): Simul
     }[oneOf('options.routing.kind', routing?.kind, ['generative', 'counts', 'recorded', 'uniform'])],
   ]);
   if (routing.kind !== 'generative') return routing;
-  const { sigmaExperts, sigmaTopics, topics, personas, stickiness, halfLifeMs } = routing;
+  const { stickiness, halfLifeMs } = routing;
+  checkPopularity(routing);
+  if (halfLifeMs !== undefined) aboveZero('options.routing.halfLifeMs', halfLifeMs);
+  if (stickiness !== undefined) share('options.routing.stickiness', stickiness);
+  return routing;
+}
+
+/** Of the generative model: how experts' popularity is drawn. */
+export function checkPopularity({
+  sigmaExperts,
+  sigmaTopics,
+  topics,
+  personas,
+}: Pick<
+  Extract<SimulatedRouting, { kind: 'generative' }>,
+  'sigmaExperts' | 'sigmaTopics' | 'topics' | 'personas'
+>): void {
   if (sigmaExperts !== undefined) atLeastZero('options.routing.sigmaExperts', sigmaExperts);
   if (sigmaTopics !== undefined) atLeastZero('options.routing.sigmaTopics', sigmaTopics);
   if (topics !== undefined) count('options.routing.topics', topics);
   if (personas !== undefined) count('options.routing.personas', personas);
-  if (halfLifeMs !== undefined) aboveZero('options.routing.halfLifeMs', halfLifeMs);
-  if (stickiness !== undefined) share('options.routing.stickiness', stickiness);
-  return routing;
 }
 
 function share(field: string, value: number): number {
