@@ -7,6 +7,7 @@ import type {
   RedundancyOptions,
 } from '../advice/types.js';
 import { type CountsFormat, readCounts } from '../import/counts.js';
+import { present } from '../present.js';
 import { formatCount, formatNumber, formatRatio, formatShare, plural } from '../report/format.js';
 import { findServedModel, findServingHardware, type ServedModel } from '../simulator/hardware.js';
 import { readProfileTables } from '../simulator/tables.js';
@@ -104,13 +105,6 @@ async function adviceOptions(
     }),
   };
   return { given, notes };
-}
-
-/** Without what is undefined. */
-function present<T extends object>(fields: T): { [K in keyof T]?: NonNullable<T[K]> } {
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as {
-    [K in keyof T]?: NonNullable<T[K]>;
-  };
 }
 
 function trafficOf(options: AdviseOptions): RedundancyOptions['traffic'] {

@@ -3,6 +3,7 @@
  */
 import { CommanderError } from 'commander';
 import { GimbalError, type GimbalErrorCode, type GimbalErrorDetail } from '../errors.js';
+import { present } from '../present.js';
 
 export const EXIT = {
   ok: 0,
@@ -165,15 +166,6 @@ function remedyOf(error: GimbalError): string | undefined {
     default:
       return undefined;
   }
-}
-
-function present<T extends Record<string, string | undefined>>(fields: T): { [K in keyof T]?: string } {
-  const kept: { [K in keyof T]?: string } = {};
-  for (const key of Object.keys(fields) as (keyof T)[]) {
-    const value = fields[key];
-    if (value !== undefined) kept[key] = value;
-  }
-  return kept;
 }
 
 export function isAbort(error: unknown): boolean {

@@ -1,6 +1,7 @@
 /** `gimbal serve`: the gateway as a process, from its options and its file to the last request. */
-import { checkGatewayOptions, type GatewayConfig, present, readGatewayConfig } from '../gateway/config.js';
+import { checkGatewayOptions, type GatewayConfig, readGatewayConfig } from '../gateway/config.js';
 import { Gateway } from '../gateway/gateway.js';
+import { present } from '../present.js';
 import type { Context } from './context.js';
 import { UsageError } from './exit.js';
 import { write } from './output.js';

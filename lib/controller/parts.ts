@@ -1,8 +1,8 @@
 /** What the configuration's words stand for: the hook that puts placements in force, and the lease. */
 import type { Registry } from 'prom-client';
 import type { AdminPages } from '../gateway/admin.js';
-import { present } from '../gateway/config.js';
 import type { Logger } from '../gateway/log.js';
+import { present } from '../present.js';
 import { commandHook } from './hooks/command.js';
 import { fileHook } from './hooks/file.js';
 import { httpHook } from './hooks/http.js';

@@ -5,9 +5,10 @@
 import { z } from 'zod';
 import { GimbalError, mismatch } from '../errors.js';
 import { type PlacementFormat, placementFormats } from '../export/placement.js';
-import { checkGatewayOptions, fromZod, type GatewayConfig, present, readGroups } from '../gateway/config.js';
+import { checkGatewayOptions, fromZod, type GatewayConfig, readGroups } from '../gateway/config.js';
 import { statisticsOptions } from '../gateway/routing/config.js';
 import { readPlacement, selectLayers } from '../import/placement.js';
+import { present } from '../present.js';
 import { findModel, type ModelShape } from '../presets.js';
 import { parseTopology, type Topology } from '../topology.js';
 import { EFFORTS } from '../validate.js';

@@ -2,9 +2,9 @@
  * The closed loop as one process: the gateway serves and counts where tokens are routed, the controller places experts by that, and
  * each tells the other what it does. Here they meet, and nowhere else.
  */
-import { present } from '../gateway/config.js';
 import { Gateway, type GatewayOptionsBeside, type GatewayUrls } from '../gateway/gateway.js';
 import { statisticsOptions } from '../gateway/routing/config.js';
+import { present } from '../present.js';
 import { Affinity } from './affinity.js';
 import { Controller } from './controller.js';
 import { DECISION_DEFAULTS } from './decide.js';

@@ -253,11 +253,6 @@ function contentOf(bytes: Uint8Array, file: string): unknown {
   }
 }
 
-/** Without the keys that are undefined: optional ones of a schema are there. */
-export function present<T extends object>(object: T): { [Key in keyof T]?: Exclude<T[Key], undefined> } {
-  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as never;
-}
-
 /** Groups of keys are overlaid key by key. */
 function overlaid(content: object, overrides: object): object {
   const both: Record<string, unknown> = { ...content };

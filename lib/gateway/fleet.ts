@@ -14,8 +14,9 @@ import type {
 } from '../dispatch/types.js';
 import { timeOfDay } from '../dispatch/validate.js';
 import { GimbalError } from '../errors.js';
+import { present } from '../present.js';
 import { type AffinityResult, affinityResult, type ExpertAffinity } from './affinity.js';
-import { type GatewayConfig, present, type ServerConfig } from './config.js';
+import type { GatewayConfig, ServerConfig } from './config.js';
 import type { LedgerMirror } from './ledger/types.js';
 import type { Logger } from './log.js';
 import { MinuteSum } from './minute.js';
