@@ -1,7 +1,17 @@
 /** The border of redundancy advice: options are checked by name and filled in before anything is planned. */
-import { aboveZero, atLeastZero, checkKeys, count, describe, invalid, oneOf, ordinal } from '../checks.js';
+import {
+  aboveZero,
+  atLeastZero,
+  checkKeys,
+  count,
+  describe,
+  invalid,
+  oneOf,
+  ordinal,
+  shareAboveZero,
+} from '../checks.js';
 import { GimbalError } from '../errors.js';
-import { checkEngine, checkPopularity } from '../simulator/check.js';
+import { checkEngine, checkPopularity, groupShape, type ParallelShape } from '../simulator/check.js';
 import {
   findServedModel,
   findServingHardware,
@@ -116,14 +126,8 @@ export function checkAdvice(options: RedundancyOptions): CheckedAdvice {
   return {
     model,
     hardware,
-    shape: {
-      ...shape,
-      allToAll: engine.allToAll,
-      hidesStep: engine.asyncScheduling,
-      padUpToTokens: engine.padUpToTokens,
-      // Slots are in the place of experts (placed-load.ts), and each is there once.
-      replicaChoice: 'even',
-    },
+    // Slots are in the place of experts (placed-load.ts), and each is there once.
+    shape: { ...groupShape(shape, engine), replicaChoice: 'even' },
     gpus,
     gpusPerNode: gpus / shape.nodes,
     engine,
@@ -171,10 +175,7 @@ function checkRouting(routing: AdvisedRouting, model: ServedModel): CheckedAdvic
   return { ...routing, windowTokens: 0 };
 }
 
-function checkShape(
-  options: RedundancyOptions,
-  routing: AdvisedRouting,
-): Pick<GroupShape, 'ranks' | 'tensorParallel' | 'nodes'> {
+function checkShape(options: RedundancyOptions, routing: AdvisedRouting): ParallelShape {
   const nodes = count('options.nodes', options.nodes ?? 1);
   const gpus = nodes * count('options.gpusPerNode', options.gpusPerNode);
   const known = routing.kind === 'counts' ? routing.sources : undefined;
@@ -193,10 +194,8 @@ function checkShape(
 }
 
 function checkMemory({ memoryShare, activationBytes }: RedundancyOptions): MemoryRules {
-  const share = aboveZero('options.memoryShare', memoryShare ?? MEMORY_DEFAULTS.memoryShare);
-  if (share > 1) throw invalid('options.memoryShare', 'a share above 0, up to 1', describe(share));
   return {
-    memoryShare: share,
+    memoryShare: shareAboveZero('options.memoryShare', memoryShare ?? MEMORY_DEFAULTS.memoryShare),
     activationBytes: atLeastZero(
       'options.activationBytes',
       activationBytes ?? MEMORY_DEFAULTS.activationBytes,

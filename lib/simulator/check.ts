@@ -9,6 +9,7 @@ import {
   invalid,
   oneOf,
   ordinal,
+  shareAboveZero,
 } from '../checks.js';
 import { POLICIES, QUEUE_POLICIES } from '../dispatch/validate.js';
 import { EFFORTS, REPLICA_CHOICES } from '../validate.js';
@@ -43,7 +44,7 @@ const A100_BATCH = 2048;
 const A100_SEQS = 256;
 
 /** What the numbers of engines and GPUs give. */
-type ParallelShape = Pick<GroupShape, 'ranks' | 'tensorParallel' | 'nodes'>;
+export type ParallelShape = Pick<GroupShape, 'ranks' | 'tensorParallel' | 'nodes'>;
 
 export interface CheckedSimulation {
   model: ServedModel;
@@ -106,13 +107,7 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
     model,
     hardware,
     groups,
-    shape: {
-      ...shape,
-      allToAll: engine.allToAll,
-      hidesStep: engine.asyncScheduling,
-      padUpToTokens: engine.padUpToTokens,
-      replicaChoice: engine.replicaChoice,
-    },
+    shape: groupShape(shape, engine),
     engine,
     routing: checkRouting(options.routing),
     policy: checkPolicy(options.policy, shape.nodes > 1 && engine.allToAll !== 'allgather-reducescatter'),
@@ -142,6 +137,12 @@ function checkShape(options: SimulationOptions): { shape: ParallelShape; groups:
     throw invalid('options.nodes', `nodes that share ${dp * tp} GPUs, whole engines each`, `${nodes}`);
   }
   return { shape: { ranks: ep / tp, tensorParallel: tp, nodes: groupNodes }, groups };
+}
+
+/** What of an engine's settings is the group's. */
+export function groupShape(shape: ParallelShape, engine: Required<EngineSettings>): GroupShape {
+  const { allToAll, asyncScheduling, padUpToTokens, replicaChoice } = engine;
+  return { ...shape, allToAll, hidesStep: asyncScheduling, padUpToTokens, replicaChoice };
 }
 
 export function checkEngine(
@@ -366,8 +367,7 @@ function checkController(given: SimulatedController): void {
   checkKeys(field, given, ['lookEveryMs', 'sampleShare', 'halfLifeTokens', 'priorTokens', 'rules', 'effort']);
   const { lookEveryMs, sampleShare, effort } = given;
   if (lookEveryMs !== undefined) aboveZero(`${field}.lookEveryMs`, lookEveryMs);
-  if (sampleShare !== undefined && !(sampleShare > 0 && sampleShare <= 1))
-    throw invalid(`${field}.sampleShare`, 'a share above 0, at most 1', describe(sampleShare));
+  if (sampleShare !== undefined) shareAboveZero(`${field}.sampleShare`, sampleShare);
   if (effort !== undefined) oneOf(`${field}.effort`, effort, EFFORTS);
 }
 
