@@ -159,6 +159,11 @@ export function percent(ratio: number, digits = 2): string {
   return `${(ratio * 100).toFixed(digits)} %`;
 }
 
+/** To four digits: what tables print of a figure. */
+export function rounded(value: number): number {
+  return Number(value.toPrecision(4));
+}
+
 /** J of each layer, by the reference evaluation; benches trust no figure that the planner reports about itself. */
 export function layerObjectives(problem: PlacementProblem, placement: Int32Array): number[] {
   return evaluateNaive(problem, placement).map((layer) => layer.objective);

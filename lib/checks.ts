@@ -65,6 +65,14 @@ export function aboveZero(field: string, value: unknown): number {
   return value;
 }
 
+/** Of something that is there at all. */
+export function shareAboveZero(field: string, value: unknown): number {
+  if (typeof value !== 'number' || !(value > 0 && value <= 1)) {
+    throw invalid(field, 'a share above 0, at most 1', describe(value));
+  }
+  return value;
+}
+
 export function oneOf<T extends string>(field: string, value: unknown, allowed: readonly T[]): T {
   const found = allowed.find((name) => name === value);
   if (found !== undefined) return found;

@@ -82,6 +82,14 @@ export class Random {
     }
   }
 
+  /** A Poisson number by Knuth's product of uniforms: exact, in as many draws as it is large, so for small means. */
+  poisson(mean: number): number {
+    const least = Math.exp(-mean);
+    let events = 0;
+    for (let left = this.uniform(); left > least; left *= this.uniform()) events += 1;
+    return events;
+  }
+
   /** Shuffles in place (Fisher–Yates) and returns the array. */
   shuffle<T extends { length: number; [index: number]: unknown }>(items: T): T {
     for (let i = items.length - 1; i > 0; i -= 1) {

@@ -18,7 +18,7 @@ import {
   oneOf,
 } from './checks.js';
 import { mismatch } from './errors.js';
-import type { PlacementProblem, PlanOptions, ReplicaChoice, Weights } from './types.js';
+import type { Effort, PlacementProblem, PlanOptions, ReplicaChoice, Weights } from './types.js';
 
 const PROBLEM_KEYS = [
   'layers',
@@ -57,6 +57,7 @@ const OPTION_KEYS = [
 ] as const satisfies (keyof PlanOptions)[];
 const EVALUATE_KEYS = ['backend', 'device', 'threads', 'signal'] as const satisfies (keyof PlanOptions)[];
 
+export const EFFORTS = ['fast', 'balanced', 'thorough'] as const satisfies readonly Effort[];
 export const REPLICA_CHOICES: readonly ReplicaChoice[] = ['even', 'nearest'];
 
 /** The options of `evaluatePlacements`. */
@@ -106,7 +107,7 @@ export function checkPlanOptions(options: PlanOptions = {}): NativeOptions {
   const { walkers, rounds, threads, timeLimitMs } = options;
   return {
     ...checkBackend(options),
-    effort: oneOf('options.effort', effort, ['fast', 'balanced', 'thorough']),
+    effort: oneOf('options.effort', effort, EFFORTS),
     walkers: walkers === undefined ? 0 : count('options.walkers', walkers),
     rounds: rounds === undefined ? 0 : count('options.rounds', rounds),
     threads: threads === undefined ? 0 : count('options.threads', threads),

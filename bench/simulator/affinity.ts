@@ -16,7 +16,9 @@ import type {
   SimulatedRequest,
 } from '../../lib/simulator/types.js';
 import { topology } from '../../lib/topology.js';
-import { type BenchResult, DEFAULT_SEED, percent, type RunOptions } from '../harness.js';
+import { type BenchResult, DEFAULT_SEED, type RunOptions } from '../harness.js';
+import { inWords } from './in-words.js';
+import { topicTokens } from './rivals.js';
 
 export const name = 'simulator-affinity';
 export const question = 'what do feedback and affinity add to dispatch, by cluster, collectives and topics?';
@@ -139,10 +141,6 @@ async function compared(
   ]);
 }
 
-function inWords({ mean, half }: { mean: number; half: number }): string {
-  return `${percent(mean, 1)} ± ${percent(half, 1)}`;
-}
-
 function traceOf(
   { requests, requestsPerSecond }: Pick<Cluster, 'requests' | 'requestsPerSecond'>,
   seed: number,
@@ -196,22 +194,10 @@ async function simulateCell(
 async function nearTopics(cell: Cell, seed: number, planner: Planner): Promise<Int32Array> {
   const { gpus, nodes } = cell.cluster;
   const routing = new Routing(routingOf(cell), model, seed);
-  const { layers, experts, profiles, chance } = routing.tables;
+  const { layers, experts } = routing.tables;
   const parts = nodes > 1 ? nodes : gpus;
-  const tokens = new Uint32Array(layers * gpus * experts);
-  for (let engine = 0; engine < gpus; engine++) {
-    const part = Math.floor((engine * parts) / gpus);
-    const own = [...Array(profiles).keys()].filter((profile) => routing.topicOf(profile) % parts === part);
-    for (let layer = 0; layer < layers; layer++) {
-      for (let e = 0; e < experts; e++) {
-        const pairs = own.reduce(
-          (sum, profile) => sum + chance[(profile * layers + layer) * experts + e]!,
-          0,
-        );
-        tokens[(layer * gpus + engine) * experts + e] = Math.round((COUNTED_TOKENS * pairs) / own.length);
-      }
-    }
-  }
+  const isOwn = (engine: number, topic: number) => topic % parts === Math.floor((engine * parts) / gpus);
+  const tokens = topicTokens(routing, gpus, COUNTED_TOKENS, isOwn);
   const { computeCost, commCost } = topology({
     nodes,
     gpusPerNode: gpus / nodes,

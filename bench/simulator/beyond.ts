@@ -8,8 +8,8 @@ import { simulate } from '../../lib/simulator/simulate.js';
 import { atRate } from '../../lib/simulator/traces.js';
 import type { SimulatedRequest, SimulationOptions } from '../../lib/simulator/types.js';
 import { azureTrace, mooncakeTrace, type Trace } from '../dispatch/traces.js';
-import { type BenchResult, DEFAULT_SEED, percent, type RunOptions } from '../harness.js';
-import { inWords } from './paper.js';
+import { type BenchResult, DEFAULT_SEED, percent, type RunOptions, rounded } from '../harness.js';
+import { inWords } from './in-words.js';
 import { sustainedRate } from './saturation.js';
 
 export const name = 'simulator-beyond';
@@ -139,16 +139,12 @@ async function compared(
     title,
     recorded.name,
     policy,
-    round(LOAD * saturation),
-    round(values['TTFT mean'].mean),
+    rounded(LOAD * saturation),
+    rounded(values['TTFT mean'].mean),
     inWords(changes['TTFT mean']),
     percent(changes['TTFT p99'].mean, 1),
-    round(values['TPOT mean'].mean),
+    rounded(values['TPOT mean'].mean),
     inWords(changes['TPOT mean']),
     percent(changes['goodput/s'].mean, 1),
   ]);
-}
-
-function round(value: number): number {
-  return Number(value.toPrecision(4));
 }

@@ -20,10 +20,13 @@ import {
   type BenchResult,
   type Check,
   DEFAULT_SEED,
+  mean,
   percent,
   type RunOptions,
+  rounded,
   type Table,
 } from '../harness.js';
+import { inWords } from './in-words.js';
 
 export const name = 'closed-loop';
 export const question =
@@ -31,21 +34,18 @@ export const question =
 
 interface Cluster {
   title: string;
-  options: Omit<SimulationOptions, 'trace'> & { model: string };
-  rearrangement: Rearrangement;
+  model: string;
+  options: Omit<SimulationOptions, 'trace' | 'model'>;
+  rearrangement: { redundantExperts: number };
   requestsPerSecond: number;
   durationMs: number;
-  /** Slots of a layer. */
-  slots: number;
-  /** vLLM-Ascend's cycle: 600 steps of counting, 50 of planning, one for each layer. */
-  swiftSteps: number;
 }
 
 const CLUSTERS: Cluster[] = [
   {
     title: 'Qwen3-235B-A22B, EP=8, 8 × H200',
+    model: 'Qwen3-235B-A22B',
     options: {
-      model: 'Qwen3-235B-A22B',
       hardware: 'H200',
       dp: 8,
       simulatedLayers: 4,
@@ -55,13 +55,11 @@ const CLUSTERS: Cluster[] = [
     rearrangement: { redundantExperts: 24 },
     requestsPerSecond: 24,
     durationMs: 1_200_000,
-    slots: 152,
-    swiftSteps: 744,
   },
   {
     title: 'DeepSeek-V3, EP=32, 4 nodes of 8 × H100',
+    model: 'DeepSeek-V3',
     options: {
-      model: 'DeepSeek-V3',
       hardware: 'H100',
       dp: 32,
       nodes: 4,
@@ -71,8 +69,6 @@ const CLUSTERS: Cluster[] = [
     rearrangement: { redundantExperts: 32 },
     requestsPerSecond: 30,
     durationMs: 1_200_000,
-    slots: 288,
-    swiftSteps: 708,
   },
 ];
 
@@ -130,7 +126,11 @@ const VARIANTS: Record<string, Variant> = {
   'EPLB, overlapped': { placement: 'eplb', rearrangement: () => ({ transfer: 'overlap' }) },
   'swift-like': {
     placement: 'swift',
-    rearrangement: ({ swiftSteps }) => ({ everySteps: swiftSteps, windowSteps: 600 }),
+    // Counting, planning, and a step for each layer that moves: vLLM-Ascend's cycle.
+    rearrangement: ({ model }) => ({
+      everySteps: 600 + 50 + findServedModel(model).moeLayers,
+      windowSteps: 600,
+    }),
   },
   [OURS]: { placement: 'gimbal', rearrangement: () => ({ controller: OURS_SETTING }) },
   [ORACLE]: { placement: 'oracle', rearrangement: () => ({ oracleEveryMs: 15_000 }) },
@@ -221,6 +221,7 @@ function runOne(
   const durationMs = small ? SMALL_MS : cluster.durationMs;
   return simulate({
     ...cluster.options,
+    model: cluster.model,
     trace: traceOf(cluster, SCENARIOS[scenario]!, durationMs, seed),
     seed,
     routing: { kind: 'generative', ...(halfLifeMs === undefined ? {} : { halfLifeMs }) },
@@ -296,8 +297,6 @@ function traceOf(
   });
 }
 
-const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
-
 /** What is said of a run. */
 const READ = {
   /** Steps of different placements hold different batches: all MoE time is over what their experts had to do. */
@@ -311,7 +310,8 @@ const READ = {
 } as const;
 
 function rowsOf(cluster: Cluster, scenario: string, runs: Runs): Table['rows'] {
-  const { moeLayers, expertBytes } = findServedModel(cluster.options.model);
+  const { moeLayers, experts, expertBytes } = findServedModel(cluster.model);
+  const slots = experts + cluster.rearrangement.redundantExperts;
   return [...runs].map(([variant, results]) => {
     const of = (read: (result: SimulationResult) => number) => mean(results.map(read));
     const moved = of(({ counters }) => counters.migrations);
@@ -322,11 +322,11 @@ function rowsOf(cluster: Cluster, scenario: string, runs: Runs): Table['rows'] {
       rounded(of(READ.ttftP99)),
       rounded(of(READ.tpot)),
       rounded(of(READ.tpotP99)),
-      variant === STATIC ? '' : spread(changes(runs, variant, READ.tpot)),
+      variant === STATIC ? '' : inWords(changes(runs, variant, READ.tpot)),
       rounded(of(READ.imbalance)),
       percent(of(READ.lost), 1),
       rounded(of(({ counters }) => counters.rearrangements)),
-      percent(moved / (moeLayers * cluster.slots), 0),
+      percent(moved / (moeLayers * slots), 0),
       rounded((moved * expertBytes) / 1e9),
       Math.round(of(({ counters }) => counters.stallMs)),
     ];
@@ -360,9 +360,9 @@ function sharesOf(scenario: string, runs: Runs): Table['rows'] {
     scenario,
     variant,
     ...[READ.moe, READ.lost, READ.imbalance, READ.tpot].map((read) =>
-      spread(estimate(gains(runs, variant, read))),
+      inWords(estimate(gains(runs, variant, read))),
     ),
-    spread(estimate(movedShares(runs, variant))),
+    inWords(estimate(movedShares(runs, variant))),
   ]);
 }
 
@@ -400,28 +400,20 @@ function checksOf({ title }: Cluster, all: readonly Runs[]): Check[] {
   const over = (of: (runs: Runs) => number[]) => all.map((runs) => mean(of(runs)));
   const won = over((runs) => gains(runs, OURS, READ.moe));
   const moved = over((runs) => movedShares(runs, OURS));
-  const inWords = (shares: number[]) =>
+  const each = (shares: number[]) =>
     `${percent(mean(shares), 1)} (${shares.map((share) => percent(share, 0)).join(', ')})`;
   return [
     {
       target: `${title}: ≥ 90 % of the oracle’s gain in MoE time, mean of the scenarios`,
-      measured: inWords(won),
+      measured: each(won),
       pass: mean(won) >= 0.9,
       kind: 'quality',
     },
     {
       target: `${title}: ≤ 10 % of EPLB’s moved bytes, mean of the scenarios`,
-      measured: inWords(moved),
+      measured: each(moved),
       pass: mean(moved) <= 0.1,
       kind: 'quality',
     },
   ];
-}
-
-function spread({ mean: value, half }: Estimate): string {
-  return `${percent(value, 1)}${Number.isNaN(half) ? '' : ` ± ${percent(half, 1)}`}`;
-}
-
-function rounded(value: number): number {
-  return Number(value.toPrecision(4));
 }

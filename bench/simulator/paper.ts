@@ -8,7 +8,8 @@ import { findServedModel, findServingHardware } from '../../lib/simulator/hardwa
 import { type LengthShape, lengthShapes, syntheticTrace } from '../../lib/simulator/shapes.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import type { SimulatedRequest, SimulationOptions, SimulationResult } from '../../lib/simulator/types.js';
-import { type BenchResult, DEFAULT_SEED, percent, type RunOptions, type Table } from '../harness.js';
+import { type BenchResult, DEFAULT_SEED, mean, percent, type RunOptions, type Table } from '../harness.js';
+import { inWords } from './in-words.js';
 import { ABLATION, paperRivals, type Variant, withTopics } from './rivals.js';
 import { sustainedRate } from './saturation.js';
 
@@ -210,11 +211,6 @@ function changes(
   );
 }
 
-/** A change with half its 95 % interval, where there is one. */
-export function inWords({ mean, half }: { mean: number; half: number }): string {
-  return `${percent(mean, 1)}${Number.isNaN(half) ? '' : ` ± ${percent(half, 1)}`}`;
-}
-
 function besideThePaper(cells: readonly Cell[]): Table {
   const own = (traffic: Traffic) => cells.filter((cell) => cell.traffic === traffic);
   const kinds = (Object.keys(TRAFFIC) as Traffic[]).filter((traffic) => own(traffic).length > 0);
@@ -288,7 +284,6 @@ function detail(cells: readonly Cell[]): Table {
       const base = compared[0]!.values;
       const full = compared.find(({ policy }) => policy === 'full')!.changes;
       const { series } = runs.find(({ policy }) => policy === 'full')!.result;
-      const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
       return [
         traffic,
         shape,

@@ -35,26 +35,36 @@ export interface OfflineSetting {
   seed: number;
 }
 
-/** `[layers][gpus * slotsPerGpu]`, from what each rank sends where rank r has the topics of `topicsOf(r)`. */
-async function offlinePlacement(
-  setting: OfflineSetting,
-  topicsOf: (rank: number) => number[],
-): Promise<Int32Array> {
-  const { model, hardware, ranks, gpus } = setting;
-  const { tables, topicOf } = routingOf(setting);
-  const { layers, experts, profiles, chance } = tables;
-  const tokens = new Uint32Array(layers * ranks * experts);
-  for (let rank = 0; rank < ranks; rank++) {
-    const own = Array.from({ length: profiles }, (_, p) => p).filter((p) =>
-      topicsOf(rank).includes(topicOf(p)),
-    );
+/** Of `each` tokens of every source, where source s has the topics t with `isOwn(s, t)`: `[layers][sources][experts]`. */
+export function topicTokens(
+  routing: Routing,
+  sources: number,
+  each: number,
+  isOwn: (source: number, topic: number) => boolean,
+): Uint32Array {
+  const { layers, experts, profiles, chance } = routing.tables;
+  const tokens = new Uint32Array(layers * sources * experts);
+  for (let source = 0; source < sources; source++) {
+    const own = [...Array(profiles).keys()].filter((profile) => isOwn(source, routing.topicOf(profile)));
     for (let layer = 0; layer < layers; layer++) {
       for (let e = 0; e < experts; e++) {
         const sum = own.reduce((total, p) => total + chance[(p * layers + layer) * experts + e]!, 0);
-        tokens[(layer * ranks + rank) * experts + e] = Math.round((OFFLINE_TOKENS * sum) / own.length);
+        tokens[(layer * sources + source) * experts + e] = Math.round((each * sum) / own.length);
       }
     }
   }
+  return tokens;
+}
+
+/** `[layers][gpus * slotsPerGpu]`, from what each rank sends where it has the topics that are its own. */
+async function offlinePlacement(
+  setting: OfflineSetting,
+  isOwn: (rank: number, topic: number) => boolean,
+): Promise<Int32Array> {
+  const { model, hardware, ranks, gpus } = setting;
+  const routing = new Routing(setting.routing, model, setting.seed);
+  const { layers, experts } = routing.tables;
+  const tokens = topicTokens(routing, ranks, OFFLINE_TOKENS, isOwn);
   const { computeCost, commCost } = topology({
     nodes: 1,
     gpusPerNode: gpus,
@@ -68,11 +78,6 @@ async function offlinePlacement(
   return (await planPlacement(problem, { effort: 'balanced', threads: 1, backend: 'cpu' })).physicalToLogical;
 }
 
-function routingOf({ routing, model, seed }: OfflineSetting) {
-  const made = new Routing(routing, model, seed);
-  return { tables: made.tables, topicOf: (profile: number) => made.topicOf(profile) };
-}
-
 export interface Variant {
   policy: SimulatedPolicy;
   initial?: Int32Array;
@@ -82,12 +87,11 @@ export interface Variant {
 const planned = new Map<number, Promise<[tuner: Int32Array, semantic: Int32Array]>>();
 
 function plansOf(setting: OfflineSetting): Promise<[Int32Array, Int32Array]> {
-  const all = Array.from({ length: TOPICS }, (_, topic) => topic);
   let plans = planned.get(setting.seed);
   if (plans === undefined) {
     plans = Promise.all([
-      offlinePlacement(setting, () => all),
-      offlinePlacement(setting, (rank) => all.filter((topic) => topic % setting.ranks === rank)),
+      offlinePlacement(setting, () => true),
+      offlinePlacement(setting, (rank, topic) => topic % setting.ranks === rank),
     ]);
     planned.set(setting.seed, plans);
   }

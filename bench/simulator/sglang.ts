@@ -6,7 +6,7 @@
 import { findServingHardware, type ServingHardware } from '../../lib/simulator/hardware.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import type { SimulatedRouting, SimulationResult } from '../../lib/simulator/types.js';
-import { percent, type Table } from '../harness.js';
+import { mean, percent, rounded, type Table } from '../harness.js';
 
 const GPUS_PER_NODE = 8;
 const MS_PER_SECOND = 1000;
@@ -105,7 +105,7 @@ function decodeStepMs({ requests, series }: SimulationResult): number {
   const steps = series.stepMs.filter(
     (_, n) => series.timeMs[n]! > fromMs && (series.timeMs[n + 1] ?? Number.POSITIVE_INFINITY) < toMs,
   );
-  return steps.reduce((sum, ms) => sum + ms, 0) / steps.length;
+  return mean(steps);
 }
 
 /** As modelled, and as if the other half of a batch hid all that travels. */
@@ -135,7 +135,7 @@ export async function sglangCluster(seed: number, small: boolean): Promise<Table
       await prefill('perfect'),
     ];
     const add = (figure: string, was: number, is: number) =>
-      rows.push([links, figure, round(was), round(is), percent(is / was - 1, 1)]);
+      rows.push([links, figure, rounded(was), rounded(is), percent(is / was - 1, 1)]);
     add('prefill with EPLB, tokens a second and node', PUBLISHED.usual, usual);
     add('prefill, perfect balance', PUBLISHED.perfect, perfect);
     add('prefill, EPLB over perfect balance', PUBLISHED.usual / PUBLISHED.perfect, usual / perfect);
@@ -153,8 +153,4 @@ export async function sglangCluster(seed: number, small: boolean): Promise<Table
     columns: ['', 'figure', 'published', 'simulated', 'difference'],
     rows,
   };
-}
-
-function round(value: number): number {
-  return Number(value.toPrecision(4));
 }

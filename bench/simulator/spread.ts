@@ -7,7 +7,7 @@ import { syntheticTrace } from '../../lib/simulator/shapes.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import type { SimulatedRouting, SimulationOptions, SimulationResult } from '../../lib/simulator/types.js';
 import { type BenchResult, DEFAULT_SEED, mean, type RunOptions } from '../harness.js';
-import { inWords } from './paper.js';
+import { inWords } from './in-words.js';
 
 export const name = 'simulator-spread';
 export const question = 'what can placement win, by the spread of experts and the stickiness of ranks?';

@@ -13,6 +13,7 @@ import {
   mean,
   percent,
   type RunOptions,
+  rounded,
   type Table,
 } from '../harness.js';
 import { hasProfiles, type MeasuredRun, measuredRun, PROFILES } from './recorded.js';
@@ -83,7 +84,7 @@ async function measuredCluster(measured: MeasuredRun, count: number, seed: numbe
     title: 'ms: measured and simulated',
     columns: ['figure', 'measured', 'simulated', 'difference'],
     rows: [
-      ...pairs.map(([figure, was, is]) => [figure, round(was), round(is), percent(is / was - 1, 1)]),
+      ...pairs.map(([figure, was, is]) => [figure, rounded(was), rounded(is), percent(is / was - 1, 1)]),
       ['KS distance, TTFT', '', '', Number(kolmogorovSmirnov(measured.ttftMs, ttft).toFixed(3))],
       ['KS distance, TPOT', '', '', Number(kolmogorovSmirnov(measured.tpotMs, tpot).toFixed(3))],
     ].map((row) => row.map(String)),
@@ -119,7 +120,7 @@ async function a100Series(seed: number) {
     });
     const off = summary.tpotMs.mean / was - 1;
     most = Math.max(most, Math.abs(off));
-    rows.push([Number(length), was, round(summary.tpotMs.mean), percent(off, 1)]);
+    rows.push([Number(length), was, rounded(summary.tpotMs.mean), percent(off, 1)]);
   }
   const check: Check = {
     target: `one request on an A100: ms a token within ${percent(A100_WITHIN, 0)}`,
@@ -135,8 +136,4 @@ async function a100Series(seed: number) {
     },
     checks: [check],
   };
-}
-
-function round(value: number): number {
-  return Number(value.toPrecision(4));
 }

@@ -1,7 +1,17 @@
 /** The border of redundancy advice: options are checked by name and filled in before anything is planned. */
-import { aboveZero, atLeastZero, checkKeys, count, describe, invalid, oneOf, ordinal } from '../checks.js';
+import {
+  aboveZero,
+  atLeastZero,
+  checkKeys,
+  count,
+  describe,
+  invalid,
+  oneOf,
+  ordinal,
+  shareAboveZero,
+} from '../checks.js';
 import { GimbalError } from '../errors.js';
-import { checkEngine } from '../simulator/check.js';
+import { checkEngine, checkPopularity, groupShape, type ParallelShape } from '../simulator/check.js';
 import {
   findServedModel,
   findServingHardware,
@@ -14,7 +24,7 @@ import {
 import type { GroupShape } from '../simulator/step-time.js';
 import type { EngineSettings } from '../simulator/types.js';
 import type { ReplicaChoice } from '../types.js';
-import { typedArray } from '../validate.js';
+import { REPLICA_CHOICES, typedArray } from '../validate.js';
 import type { AdvisedRouting, RedundancyOptions, ServedTraffic } from './types.js';
 
 const DEFAULTS = { splits: 4, leastGainShare: 0.005, certainty: 2, windowTokens: 65_536 };
@@ -116,14 +126,8 @@ export function checkAdvice(options: RedundancyOptions): CheckedAdvice {
   return {
     model,
     hardware,
-    shape: {
-      ...shape,
-      allToAll: engine.allToAll,
-      hidesStep: engine.asyncScheduling,
-      padUpToTokens: engine.padUpToTokens,
-      // Slots are in the place of experts (placed-load.ts), and each is there once.
-      replicaChoice: 'even',
-    },
+    // Slots are in the place of experts (placed-load.ts), and each is there once.
+    shape: { ...groupShape(shape, engine), replicaChoice: 'even' },
     gpus,
     gpusPerNode: gpus / shape.nodes,
     engine,
@@ -132,7 +136,7 @@ export function checkAdvice(options: RedundancyOptions): CheckedAdvice {
     traffic,
     candidates,
     left,
-    replicaChoice: oneOf('options.replicaChoice', replicaChoice, ['even', 'nearest']),
+    replicaChoice: oneOf('options.replicaChoice', replicaChoice, REPLICA_CHOICES),
     splits,
     leastGainShare: atLeastZero('options.leastGainShare', options.leastGainShare ?? DEFAULTS.leastGainShare),
     certainty: atLeastZero('options.certainty', options.certainty ?? DEFAULTS.certainty),
@@ -151,13 +155,8 @@ function checkRouting(routing: AdvisedRouting, model: ServedModel): CheckedAdvic
     }[oneOf('options.routing.kind', routing?.kind, ['generative', 'counts'])],
   ]);
   if (routing.kind === 'generative') {
-    const { sigmaExperts, sigmaTopics, topics, personas, windowTokens = DEFAULTS.windowTokens } = routing;
-    for (const [name, sigma] of Object.entries({ sigmaExperts, sigmaTopics })) {
-      if (sigma !== undefined) atLeastZero(`options.routing.${name}`, sigma);
-    }
-    for (const [name, number] of Object.entries({ topics, personas })) {
-      if (number !== undefined) count(`options.routing.${name}`, number);
-    }
+    const { windowTokens = DEFAULTS.windowTokens } = routing;
+    checkPopularity(routing);
     return { ...routing, windowTokens: count('options.routing.windowTokens', windowTokens) };
   }
   const layers = count('options.routing.layers', routing.layers);
@@ -176,10 +175,7 @@ function checkRouting(routing: AdvisedRouting, model: ServedModel): CheckedAdvic
   return { ...routing, windowTokens: 0 };
 }
 
-function checkShape(
-  options: RedundancyOptions,
-  routing: AdvisedRouting,
-): Pick<GroupShape, 'ranks' | 'tensorParallel' | 'nodes'> {
+function checkShape(options: RedundancyOptions, routing: AdvisedRouting): ParallelShape {
   const nodes = count('options.nodes', options.nodes ?? 1);
   const gpus = nodes * count('options.gpusPerNode', options.gpusPerNode);
   const known = routing.kind === 'counts' ? routing.sources : undefined;
@@ -198,10 +194,8 @@ function checkShape(
 }
 
 function checkMemory({ memoryShare, activationBytes }: RedundancyOptions): MemoryRules {
-  const share = aboveZero('options.memoryShare', memoryShare ?? MEMORY_DEFAULTS.memoryShare);
-  if (share > 1) throw invalid('options.memoryShare', 'a share above 0, up to 1', describe(share));
   return {
-    memoryShare: share,
+    memoryShare: shareAboveZero('options.memoryShare', memoryShare ?? MEMORY_DEFAULTS.memoryShare),
     activationBytes: atLeastZero(
       'options.activationBytes',
       activationBytes ?? MEMORY_DEFAULTS.activationBytes,

@@ -4,9 +4,9 @@
  * win no more than chance or the model's own error could.
  */
 import { Planner } from '../planner.js';
+import { type PlacementCosts, placementCosts } from '../simulator/placement-costs.js';
 import { StepTimer } from '../simulator/step-time.js';
-import { topology } from '../topology.js';
-import type { PlacementProblem, Plan } from '../types.js';
+import type { Plan } from '../types.js';
 import { type CheckedAdvice, checkAdvice, type Slots } from './check.js';
 import { choose } from './choose.js';
 import { type Counts, countsOf, splitCounts, withoutChance } from './counts.js';
@@ -51,26 +51,19 @@ class Advisor {
   readonly #timer: StepTimer;
   readonly #steady: SteadyState;
   readonly #planner = new Planner();
-  readonly #costs: Pick<PlacementProblem, 'computeCost' | 'commCost'>;
+  readonly #costs: PlacementCosts;
   #done = 0;
   readonly #total: number;
 
   constructor(options: RedundancyOptions, checked: CheckedAdvice) {
-    const { model, hardware, shape, gpusPerNode, engine, candidates, splits, simulate } = checked;
+    const { model, hardware, shape, candidates, splits, simulate } = checked;
     this.#options = options;
     this.#checked = checked;
     this.#counts = countsOf(checked, model);
     this.#judged = withoutChance(this.#counts);
     this.#timer = new StepTimer(model, hardware, options.tables ?? {}, shape);
     this.#steady = new SteadyState(this.#timer, checked);
-    this.#costs = topology({
-      nodes: shape.nodes,
-      gpusPerNode,
-      model,
-      hardware,
-      sources: shape.ranks,
-      allToAll: engine.allToAll === 'allgather-reducescatter' ? engine.allToAll : 'all-to-all',
-    });
+    this.#costs = placementCosts(model, hardware, shape);
     this.#total =
       candidates.length * (splits + 1) + 1 + Math.min(candidates.length, simulate + 1) * Number(simulate > 0);
   }

@@ -4,10 +4,9 @@
  */
 import { type PlacementFormat, placementFormats } from '../export/placement.js';
 import type { AllToAll } from '../topology.js';
-import type { Effort, Weights } from '../types.js';
+import type { Weights } from '../types.js';
 import { UsageError } from './exit.js';
 
-export const EFFORTS: readonly Effort[] = ['fast', 'balanced', 'thorough'];
 export const ALL_TO_ALL: readonly AllToAll[] = ['all-to-all', 'allgather-reducescatter'];
 export const BACKENDS = ['auto', 'cpu', 'cuda'] as const;
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const;

@@ -8,7 +8,7 @@ import { servedModels, servingHardware } from '../simulator/hardware.js';
 import { simulatedPolicies } from '../simulator/policies.js';
 import { lengthShapes } from '../simulator/shapes.js';
 import { traceFormats } from '../simulator/traces.js';
-import { REPLICA_CHOICES } from '../validate.js';
+import { EFFORTS, REPLICA_CHOICES } from '../validate.js';
 import { type AdviseOptions, adviseCommand } from './advise-command.js';
 import { backendsCommand } from './backends-command.js';
 import type { Context } from './context.js';
@@ -19,7 +19,6 @@ import {
   BACKENDS,
   budget,
   clusterShape,
-  EFFORTS,
   exportFormats,
   gpuList,
   LOG_LEVELS,

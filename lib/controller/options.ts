@@ -11,6 +11,7 @@ import {
   nonEmpty,
   oneOf,
   ordinal,
+  shareAboveZero,
 } from '../checks.js';
 import { type PlacementFormat, placementFormats } from '../export/placement.js';
 import { checkPlanOptions, checkProblem, everyExpert, typedArray } from '../validate.js';
@@ -90,7 +91,7 @@ export function checkController(options: ControllerOptions): CheckedController {
   for (const key of ['intervalMs', 'applyTimeoutMs', 'verifyTimeoutMs'] as const) {
     aboveZero(`options.${key}`, checked[key]);
   }
-  share('options.sampledShare', checked.sampledShare);
+  shareAboveZero('options.sampledShare', checked.sampledShare);
   if (!(checked.overdispersion >= 1)) {
     throw invalid('options.overdispersion', 'a number of at least 1', describe(checked.overdispersion));
   }
@@ -156,7 +157,7 @@ function checkMigration(migration: MigrationCosts): Required<MigrationCosts> {
   aboveZero('options.migration.expertBytes', checked.expertBytes);
   aboveZero('options.migration.linkGBps', checked.linkGBps);
   oneOf('options.migration.transfer', checked.transfer, ['stall', 'overlap']);
-  share('options.migration.linkShare', checked.linkShare);
+  shareAboveZero('options.migration.linkShare', checked.linkShare);
   if (checked.transfer === 'overlap' && checked.linkShare === 1) {
     throw invalid('options.migration.linkShare', 'a share below 1, since work goes on', '1');
   }
@@ -164,8 +165,4 @@ function checkMigration(migration: MigrationCosts): Required<MigrationCosts> {
   atLeastZero('options.migration.layerStallMs', checked.layerStallMs);
   ordinal('options.migration.stagingSlots', checked.stagingSlots);
   return checked;
-}
-
-function share(field: string, value: number): void {
-  if (!(aboveZero(field, value) <= 1)) throw invalid(field, 'a share above 0, at most 1', describe(value));
 }

@@ -33,8 +33,5 @@ export async function resample(
 function poisson(mean: number, random: Random): number {
   if (mean === 0) return 0;
   if (mean >= NORMAL_FROM) return Math.max(0, mean + Math.sqrt(mean) * random.normal());
-  const end = Math.exp(-mean);
-  let events = 0;
-  for (let left = random.uniform(); left > end; left *= random.uniform()) events++;
-  return events;
+  return random.poisson(mean);
 }

@@ -2,7 +2,6 @@
  * The closed loop as one process: the gateway serves and counts where tokens are routed, the controller places experts by that, and
  * each tells the other what it does. Here they meet, and nowhere else.
  */
-
 import { Gateway, type GatewayOptionsBeside, type GatewayUrls } from '../gateway/gateway.js';
 import { statisticsOptions } from '../gateway/routing/config.js';
 import { present } from '../present.js';

@@ -9,9 +9,10 @@ import {
   invalid,
   oneOf,
   ordinal,
+  shareAboveZero,
 } from '../checks.js';
 import { POLICIES, QUEUE_POLICIES } from '../dispatch/validate.js';
-import { REPLICA_CHOICES } from '../validate.js';
+import { EFFORTS, REPLICA_CHOICES } from '../validate.js';
 import {
   findServedModel,
   findServingHardware,
@@ -35,7 +36,6 @@ import type {
 
 export const ALL_TO_ALLS = ['allgather-reducescatter', 'a2a-pairs', 'a2a-dedup'] as const;
 export const PLACEMENTS = ['static', 'eplb', 'swift', 'periodic', 'gimbal', 'oracle'] as const;
-const EFFORTS = ['fast', 'balanced', 'thorough'] as const;
 /** What vLLM chooses on GPUs of the H100's class, and on lesser ones. */
 const H100_CLASS_TFLOPS = 900;
 const USUAL_BATCH = 8192;
@@ -44,7 +44,7 @@ const A100_BATCH = 2048;
 const A100_SEQS = 256;
 
 /** What the numbers of engines and GPUs give. */
-type ParallelShape = Pick<GroupShape, 'ranks' | 'tensorParallel' | 'nodes'>;
+export type ParallelShape = Pick<GroupShape, 'ranks' | 'tensorParallel' | 'nodes'>;
 
 export interface CheckedSimulation {
   model: ServedModel;
@@ -107,13 +107,7 @@ export function checkSimulation(options: SimulationOptions): CheckedSimulation {
     model,
     hardware,
     groups,
-    shape: {
-      ...shape,
-      allToAll: engine.allToAll,
-      hidesStep: engine.asyncScheduling,
-      padUpToTokens: engine.padUpToTokens,
-      replicaChoice: engine.replicaChoice,
-    },
+    shape: groupShape(shape, engine),
     engine,
     routing: checkRouting(options.routing),
     policy: checkPolicy(options.policy, shape.nodes > 1 && engine.allToAll !== 'allgather-reducescatter'),
@@ -143,6 +137,12 @@ function checkShape(options: SimulationOptions): { shape: ParallelShape; groups:
     throw invalid('options.nodes', `nodes that share ${dp * tp} GPUs, whole engines each`, `${nodes}`);
   }
   return { shape: { ranks: ep / tp, tensorParallel: tp, nodes: groupNodes }, groups };
+}
+
+/** What of an engine's settings is the group's. */
+export function groupShape(shape: ParallelShape, engine: Required<EngineSettings>): GroupShape {
+  const { allToAll, asyncScheduling, padUpToTokens, replicaChoice } = engine;
+  return { ...shape, allToAll, hidesStep: asyncScheduling, padUpToTokens, replicaChoice };
 }
 
 export function checkEngine(
@@ -257,14 +257,27 @@ function checkRouting(routing: SimulatedRouting = { kind: 'generative' }): Simul
     }[oneOf('options.routing.kind', routing?.kind, ['generative', 'counts', 'recorded', 'uniform'])],
   ]);
   if (routing.kind !== 'generative') return routing;
-  const { sigmaExperts, sigmaTopics, topics, personas, stickiness, halfLifeMs } = routing;
+  const { stickiness, halfLifeMs } = routing;
+  checkPopularity(routing);
+  if (halfLifeMs !== undefined) aboveZero('options.routing.halfLifeMs', halfLifeMs);
+  if (stickiness !== undefined) share('options.routing.stickiness', stickiness);
+  return routing;
+}
+
+/** Of the generative model: how experts' popularity is drawn. */
+export function checkPopularity({
+  sigmaExperts,
+  sigmaTopics,
+  topics,
+  personas,
+}: Pick<
+  Extract<SimulatedRouting, { kind: 'generative' }>,
+  'sigmaExperts' | 'sigmaTopics' | 'topics' | 'personas'
+>): void {
   if (sigmaExperts !== undefined) atLeastZero('options.routing.sigmaExperts', sigmaExperts);
   if (sigmaTopics !== undefined) atLeastZero('options.routing.sigmaTopics', sigmaTopics);
   if (topics !== undefined) count('options.routing.topics', topics);
   if (personas !== undefined) count('options.routing.personas', personas);
-  if (halfLifeMs !== undefined) aboveZero('options.routing.halfLifeMs', halfLifeMs);
-  if (stickiness !== undefined) share('options.routing.stickiness', stickiness);
-  return routing;
 }
 
 function share(field: string, value: number): number {
@@ -354,8 +367,7 @@ function checkController(given: SimulatedController): void {
   checkKeys(field, given, ['lookEveryMs', 'sampleShare', 'halfLifeTokens', 'priorTokens', 'rules', 'effort']);
   const { lookEveryMs, sampleShare, effort } = given;
   if (lookEveryMs !== undefined) aboveZero(`${field}.lookEveryMs`, lookEveryMs);
-  if (sampleShare !== undefined && !(sampleShare > 0 && sampleShare <= 1))
-    throw invalid(`${field}.sampleShare`, 'a share above 0, at most 1', describe(sampleShare));
+  if (sampleShare !== undefined) shareAboveZero(`${field}.sampleShare`, sampleShare);
   if (effort !== undefined) oneOf(`${field}.effort`, effort, EFFORTS);
 }
 

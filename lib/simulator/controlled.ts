@@ -73,7 +73,6 @@ export class ControllerPolicy implements PlacementPolicy {
       migration,
       statistics: this.#statistics,
       plan: { backend: 'cpu', effort: settings.effort, seed },
-      sampledShare: settings.sampleShare,
       // The simulator itself applies what is decided, and remembers it.
       apply: { apply: async () => {} },
       stateFile: 'none',
@@ -95,10 +94,7 @@ export class ControllerPolicy implements PlacementPolicy {
     if (mean >= FEW) {
       return Math.max(0, Math.round(mean + Math.sqrt(mean * (1 - chance)) * this.#random.normal()));
     }
-    const least = Math.exp(-mean);
-    let hits = 0;
-    for (let left = this.#random.uniform(); left > least; left *= this.#random.uniform()) hits++;
-    return hits;
+    return this.#random.poisson(mean);
   }
 
   async plan(occasion: PlanningOccasion): Promise<Int32Array | undefined> {

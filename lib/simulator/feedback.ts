@@ -68,7 +68,7 @@ export class Feedback {
     this.#nextMs = nowMs + EVERY_MS;
     const parts = this.#groups.map((group, n) => ({
       pressure: expertPressure({
-        ...this.#rearrangers[n]!.costs,
+        ...this.#rearrangers[n]!.problem,
         tokens: this.#rearrangers[n]!.tokens(group),
         placement: group.load.placement,
         deadGpus: [...group.deadGpus].sort((a, b) => a - b),

@@ -6,12 +6,12 @@
 import { invalid } from '../checks.js';
 import { contiguous } from '../contiguous.js';
 import { Planner } from '../planner.js';
-import { topology } from '../topology.js';
-import type { PlacementProblem, ReplicaChoice } from '../types.js';
+import type { PlacementProblem } from '../types.js';
 import type { CheckedSimulation } from './check.js';
 import { ControllerPolicy } from './controlled.js';
 import type { Group } from './group.js';
 import { OraclePolicy } from './oracle.js';
+import { placementCosts } from './placement-costs.js';
 import { repaired, withoutGpus } from './repair.js';
 import type { RequestColumns } from './requests.js';
 import { eplbGlobal } from './rivals/eplb.js';
@@ -107,8 +107,9 @@ export class Rearranger {
   readonly #policy: PlacementPolicy | undefined;
   readonly #overlaps: boolean;
   readonly #isFree: boolean;
-  readonly #problem: Omit<PlacementProblem, 'tokens'> & { replicaChoice: ReplicaChoice };
   readonly #setting: CheckedSimulation;
+  /** Of a whole group, without traffic and a placement in force. */
+  readonly problem: Omit<PlacementProblem, 'tokens'>;
   readonly initial: Int32Array;
 
   constructor(setting: CheckedSimulation, requests: RequestColumns) {
@@ -120,23 +121,14 @@ export class Rearranger {
     this.#isFree = policy.placement === 'oracle';
     const usual = OVERLAPPING.includes(policy.placement) ? 'overlap' : 'stall';
     this.#overlaps = !this.#isFree && (settings.transfer ?? usual) === 'overlap';
-    const { computeCost, commCost } = topology({
-      nodes: shape.nodes,
-      gpusPerNode: gpus / shape.nodes,
-      model,
-      hardware,
-      sources: shape.ranks,
-      allToAll: shape.allToAll === 'allgather-reducescatter' ? shape.allToAll : 'all-to-all',
-    });
-    this.#problem = {
+    this.problem = {
       layers: simulatedLayers,
       sources: shape.ranks,
       experts: model.experts,
       gpus,
       slotsPerGpu: Math.ceil((model.experts + settings.redundantExperts) / gpus),
       replicaChoice: shape.replicaChoice,
-      computeCost,
-      commCost,
+      ...placementCosts(model, hardware, shape),
     };
     this.initial = this.#initial();
     this.#policy = this.#policyOf(requests);
@@ -158,7 +150,7 @@ export class Rearranger {
     if (placement !== 'gimbal') return new PeriodicPolicy(placement, settings);
     const { model } = this.#setting;
     return new ControllerPolicy({
-      problem: this.#problem,
+      problem: this.problem,
       initial: this.initial,
       migration: {
         expertBytes: model.expertBytes,
@@ -189,15 +181,8 @@ export class Rearranger {
     };
   }
 
-  /** What a placement costs, by the group's shape and hardware. */
-  get costs() {
-    const { layers, sources, experts, gpus, slotsPerGpu, replicaChoice, computeCost, commCost } =
-      this.#problem;
-    return { layers, sources, experts, gpus, slotsPerGpu, replicaChoice, computeCost, commCost };
-  }
-
   #initial(): Int32Array {
-    const { layers, experts, gpus, slotsPerGpu } = this.#problem;
+    const { layers, experts, gpus, slotsPerGpu } = this.problem;
     const given = this.#settings.initial;
     if (given === undefined) return contiguous(layers, experts, gpus * slotsPerGpu);
     const wanted = layers * gpus * slotsPerGpu;
@@ -216,7 +201,7 @@ export class Rearranger {
 
   /** A GPU of the group is gone, or back and empty: the group stands still until all experts have a place again. */
   async gpusChanged(group: Group, nowMs: number, isLoss: boolean): Promise<Move> {
-    group.load.placement = withoutGpus(group.load.placement, this.#problem, group.deadGpus);
+    group.load.placement = withoutGpus(group.load.placement, this.problem, group.deadGpus);
     const occasion = this.#occasion(group, nowMs, true);
     const placement =
       (await this.#policy?.plan(occasion)) ??
@@ -233,7 +218,7 @@ export class Rearranger {
       nowMs,
       gpusChanged,
       problem: () => ({
-        ...this.#problem,
+        ...this.problem,
         incumbent: group.load.placement,
         ...(group.deadGpus.size === 0 ? {} : { deadGpus: [...group.deadGpus].sort((a, b) => a - b) }),
       }),
@@ -241,7 +226,7 @@ export class Rearranger {
   }
 
   #move(before: Int32Array, after: Int32Array, nowMs: number): Move {
-    const { layers, gpus, slotsPerGpu } = this.#problem;
+    const { layers, gpus, slotsPerGpu } = this.problem;
     const arrivals = new Int32Array(gpus);
     let pairs = 0;
     for (let row = 0; row < layers * gpus; row++) {

@@ -101,7 +101,7 @@ describe('the parts of redundancy advice', () => {
     // The mean of the largest of 32 Poisson numbers, drawn.
     const random = new Random(SEED, 1);
     const largest = Array.from({ length: 4000 }, () =>
-      Math.max(...Array.from({ length: 32 }, () => poisson(1.5, random))),
+      Math.max(...Array.from({ length: 32 }, () => random.poisson(1.5))),
     );
     const drawn = largest.reduce((sum, own) => sum + own, 0) / largest.length;
     expect(Math.abs(Math.max(...chunksOnRanks(48.0001, 32)) - drawn)).toBeLessThan(0.1);
@@ -190,14 +190,6 @@ describe('the parts of redundancy advice', () => {
     expect(gains[1]!.spread).toBeCloseTo(Math.sqrt(2 * 0.01 ** 2), 9);
   });
 });
-
-/** By Knuth's product of uniforms. */
-function poisson(mean: number, random: Random): number {
-  const limit = Math.exp(-mean);
-  let n = -1;
-  for (let product = 1; product > limit; n++) product *= random.uniform();
-  return n;
-}
 
 describe('the load of a placement', () => {
   const shape: GroupShape = {
@@ -314,7 +306,7 @@ describe('adviseRedundancy', () => {
       () => meanPairs * Math.exp(sigma * random.normal()),
     );
     const tokens = Uint32Array.from({ length: layers * sources * experts }, (_, n) => {
-      return poisson(popular[Math.floor(n / sources / experts) * experts + (n % experts)]!, random);
+      return random.poisson(popular[Math.floor(n / sources / experts) * experts + (n % experts)]!);
     });
     const traffic = { inputTokens: 20, outputTokens: 101, concurrency: 3200 };
     const counts = { tokens, layers, sources, experts };

@@ -35,7 +35,7 @@ const TENANTS = 60;
 function make(policy: { feedback: boolean; affinity: boolean }, moeLayers = 1) {
   const groups = PLACEMENTS.map((placement, n) => ({ load: { placement }, deadGpus: new Set(DEAD[n]) }));
   const rearrangers = TOKENS.map((own, n) => ({
-    costs: COSTS,
+    problem: COSTS,
     tokens: (group: unknown) => (group === groups[n] ? own : new Uint32Array(own.length)),
   }));
   const trace = Array.from({ length: TENANTS }, () => ({

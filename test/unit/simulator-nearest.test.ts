@@ -22,11 +22,7 @@ function drawnPlacement(seed: number): Int32Array {
   const random = new Random(seed);
   const layers = upTo(LAYERS).map(() => {
     const own = upTo(SLOTS).map((n) => (n < EXPERTS ? n : random.below(EXPERTS)));
-    for (let n = SLOTS - 1; n > 0; n--) {
-      const other = random.below(n + 1);
-      [own[n], own[other]] = [own[other]!, own[n]!];
-    }
-    return own;
+    return random.shuffle(own);
   });
   return Int32Array.from(layers.flat());
 }

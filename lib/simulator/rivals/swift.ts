@@ -4,7 +4,7 @@
  * saves less than a twentieth. It looks at loads only.
  */
 import type { PlacementProblem } from '../../types.js';
-import { expertLoads } from './common.js';
+import { expertLoads, liveGpusOf } from './common.js';
 
 /** A layer that is this near to even is left alone. */
 const EVEN_ENOUGH = 1.01;
@@ -51,15 +51,16 @@ class SwiftLayer {
   readonly #received: Set<number>[];
 
   constructor(
-    { gpus, slotsPerGpu, deadGpus = [] }: PlacementProblem,
+    problem: PlacementProblem,
     /** `[gpus * slotsPerGpu]` */
     readonly slots: Int32Array,
     loads: Float64Array,
   ) {
+    const { gpus, slotsPerGpu } = problem;
     this.#gpus = gpus;
     this.#slotsPerGpu = slotsPerGpu;
     this.#loads = loads;
-    this.#live = Array.from({ length: gpus }, (_, g) => g).filter((g) => !deadGpus.includes(g));
+    this.#live = liveGpusOf(problem);
     this.#sends = new Int32Array(gpus * gpus);
     this.#received = Array.from({ length: gpus }, () => new Set());
   }
