@@ -10,7 +10,7 @@ import { evaluateNaive } from '../test/reference/naive.js';
 export interface RunOptions {
   /** A run of seconds that proves the bench works; its figures are not to be quoted. */
   small: boolean;
-  seed?: number;
+  seed: number;
 }
 
 export interface Table {
@@ -27,11 +27,8 @@ export interface Check {
   kind: 'quality' | 'time';
 }
 
-export interface BenchResult {
-  name: string;
-  question: string;
-  seed: number;
-  small: boolean;
+/** What a bench finds. */
+export interface Findings {
   tables: Table[];
   checks: Check[];
   /** What a reader must know to read the figures; also why a bench could not run. */
@@ -41,7 +38,13 @@ export interface BenchResult {
 export interface Bench {
   name: string;
   question: string;
-  run(options: RunOptions): Promise<BenchResult>;
+  run(options: RunOptions): Promise<Findings>;
+}
+
+/** Findings, and what they are of. */
+export interface BenchResult extends RunOptions, Findings {
+  name: string;
+  question: string;
 }
 
 export interface Machine {
@@ -56,6 +59,12 @@ export interface Machine {
 }
 
 export const DEFAULT_SEED = 20_260_601;
+
+export async function runBench(bench: Bench, options: Partial<RunOptions> = {}): Promise<BenchResult> {
+  const { name, question } = bench;
+  const { small = false, seed = DEFAULT_SEED } = options;
+  return { name, question, seed, small, ...(await bench.run({ small, seed })) };
+}
 
 export function machine(argv: readonly string[]): Machine {
   const cpus = os.cpus();

@@ -1,7 +1,15 @@
 /** Runs benches by name, or all: `npm run bench -- [name …] [--json FILE] [--small] [--seed N]`. */
 import { parseArgs } from 'node:util';
 import { BENCHES } from './benches.js';
-import { type BenchResult, formatMachine, formatResult, machine, writeJson } from './harness.js';
+import {
+  type BenchResult,
+  DEFAULT_SEED,
+  formatMachine,
+  formatResult,
+  machine,
+  runBench,
+  writeJson,
+} from './harness.js';
 
 const USAGE = `usage: npm run bench -- [name …] [--json FILE] [--small] [--seed N]
 benches: ${BENCHES.map((bench) => bench.name).join(', ')} (default: all)`;
@@ -10,7 +18,7 @@ interface Arguments {
   names: string[];
   json: string | undefined;
   small: boolean;
-  seed: number | undefined;
+  seed: number;
 }
 
 function readArguments(argv: string[]): Arguments {
@@ -27,8 +35,8 @@ function readArguments(argv: string[]): Arguments {
   const unknown = positionals.find((name) => !known.includes(name));
   if (unknown !== undefined)
     throw new Error(`bench: expected one of ${known.join(', ')} but received ${unknown}`);
-  const seed = values.seed === undefined ? undefined : Number(values.seed);
-  if (seed !== undefined && !(Number.isSafeInteger(seed) && seed >= 0)) {
+  const seed = values.seed === undefined ? DEFAULT_SEED : Number(values.seed);
+  if (!(Number.isSafeInteger(seed) && seed >= 0)) {
     throw new Error(`--seed: expected a non-negative integer but received ${values.seed}`);
   }
   return {
@@ -46,7 +54,7 @@ async function main(argv: string[]): Promise<void> {
   const results: BenchResult[] = [];
   for (const bench of BENCHES.filter(({ name }) => names.includes(name))) {
     const began = performance.now();
-    const result = await bench.run({ small, ...(seed === undefined ? {} : { seed }) });
+    const result = await runBench(bench, { small, seed });
     results.push(result);
     console.log(`\n${formatResult(result)}\n(${((performance.now() - began) / 1000).toFixed(1)} s)`);
     // After each bench, so that an interrupted run keeps what it has.

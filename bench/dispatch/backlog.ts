@@ -9,11 +9,10 @@
  */
 import { POLICIES } from '../../lib/dispatch/validate.js';
 import {
-  type BenchResult,
   type Check,
-  DEFAULT_SEED,
   type Estimate,
   estimate,
+  type Findings,
   mean,
   percent,
   type RunOptions,
@@ -79,7 +78,7 @@ interface Case {
   values: Values[];
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const notes: string[] = [];
   const traces = tracesOf(small, seed, notes);
   const variants = Object.keys(VARIANTS).slice(0, small ? 2 : undefined);
@@ -95,10 +94,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     "Differences: the mean over the runs of ours / its − 1, with the 95 % interval by Student's t.",
   );
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [summaryOf(cases), ...cases.filter(isShownWhole).map(tableOf)],
     checks: small ? [] : checksOf(cases.filter(({ variant }) => variant !== SHORT_OF_KV)),
     notes,

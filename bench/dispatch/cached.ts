@@ -6,7 +6,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { encode } from '@msgpack/msgpack';
 import { decodeKvEvents, KvBlockIndex } from '../../lib/index.js';
-import { type BenchResult, DEFAULT_SEED, median, type RunOptions, type Table } from '../harness.js';
+import { type Findings, median, type RunOptions, type Table } from '../harness.js';
 import { Random } from '../random.js';
 
 export const name = 'dispatch-cached';
@@ -37,14 +37,10 @@ interface Row extends Shape {
   bytesPerBlock: number;
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const rows = (small ? SHAPES.slice(0, 1) : SHAPES).map((shape) => measure(shape, small, seed));
   const { lookupUs, promptTokens, engines } = rows.at(-1)!;
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [tableOf(rows)],
     checks: small
       ? []

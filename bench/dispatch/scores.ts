@@ -4,7 +4,7 @@
  */
 import { timeOfDay } from '../../lib/dispatch/validate.js';
 import { backends, type DispatchRequest, Scheduler, type Scores } from '../../lib/index.js';
-import { type BenchResult, DEFAULT_SEED, median, type RunOptions } from '../harness.js';
+import { type Findings, median, type RunOptions } from '../harness.js';
 import { Random } from '../random.js';
 
 export const name = 'dispatch-scores';
@@ -31,7 +31,7 @@ interface Timing {
   callMs: number;
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const cuda = backends().find((backend) => backend.name === 'cuda')!;
   const rows: (string | number)[][] = [];
   const differ: string[] = [];
@@ -50,7 +50,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
         : [gpu.ms, (requests * engines) / gpu.ms / 1e3].map((figure) => Number(figure.toPrecision(3)));
     rows.push([requests, engines, ...figures, ...onGpu]);
   }
-  const checks: BenchResult['checks'] = [];
+  const checks: Findings['checks'] = [];
   if (!small) {
     checks.push({
       target: `≥ ${LEAST_PER_SECOND / 1e6} million scores/s on one core, from ${LARGE.toLocaleString('en-US')} at a time on`,
@@ -68,10 +68,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     });
   }
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       {
         title: 'scores of requests on engines, milliseconds and millions a second',

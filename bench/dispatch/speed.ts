@@ -5,7 +5,7 @@
 import { binding } from '../../lib/binding.js';
 import { DEFAULT_WEIGHTS, timeOfDay } from '../../lib/dispatch/validate.js';
 import { Scheduler } from '../../lib/index.js';
-import { type BenchResult, type Check, DEFAULT_SEED, type RunOptions, type Table } from '../harness.js';
+import type { Check, Findings, RunOptions, Table } from '../harness.js';
 import { Random } from '../random.js';
 
 export const name = 'dispatch-speed';
@@ -29,15 +29,11 @@ interface Row {
   quantilesUs: number[];
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const rows = (small ? ENGINES.slice(0, 1) : ENGINES).flatMap((engines) =>
     [true, false].map((lockstep) => measure(engines, lockstep, small, seed)),
   );
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [tableOf(rows)],
     checks: small ? [] : checksOf(rows),
     notes: [

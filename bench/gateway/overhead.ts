@@ -8,7 +8,7 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { Pool } from 'undici';
-import { type BenchResult, type Check, DEFAULT_SEED, type RunOptions, type Table } from '../harness.js';
+import type { Check, Findings, RunOptions, Table } from '../harness.js';
 
 export const name = 'gateway-overhead';
 export const question = 'what does the gateway add to a request, beside a plain proxy?';
@@ -38,7 +38,7 @@ interface Figures {
   cpuUs: number;
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small }: RunOptions): Promise<Findings> {
   const children: ChildProcess[] = [];
   const start = async (words: string[]) => {
     const child = spawn(process.execPath, ['--import', 'tsx', ...words], {
@@ -55,7 +55,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     const serve = ['lib/cli/main.ts', 'serve', '--port', '0', '--log-level', 'warn', '--engines', direct.url];
     const gimbal = await start(serve);
     const figures = await measure({ direct, plain, gimbal }, small);
-    return resultOf(figures, seed, small);
+    return findingsOf(figures, small);
   } finally {
     for (const child of children) child.kill();
   }
@@ -148,12 +148,8 @@ function medians(rounds: Figures[]): Figures {
   };
 }
 
-function resultOf(figures: Map<string, Figures>, seed: number, small: boolean): BenchResult {
+function findingsOf(figures: Map<string, Figures>, small: boolean): Findings {
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: KINDS.map((kind) => tableOf(kind, figures)),
     checks: small ? [] : KINDS.flatMap((kind) => checksOf(kind, figures)),
     notes: [

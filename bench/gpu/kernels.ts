@@ -6,7 +6,7 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type BenchResult, type Check, DEFAULT_SEED, type RunOptions, type Table } from '../harness.js';
+import type { Check, Findings, RunOptions, Table } from '../harness.js';
 import { SHAPES, type ShapeName } from '../workloads.js';
 import { hostlayerMissing, runOnHostlayer } from './hostlayer.js';
 import { ARCHITECTURES, type Architecture, DEVICES, type Device } from './machines.js';
@@ -78,12 +78,12 @@ export interface Costs {
   evaluation: { device: Device; kernel: ModelledKernel; rooflineMs: number }[];
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const found = findNvcc();
   const notes = 'reason' in found ? [`skipped: ${found.reason}`] : [];
   const missing = hostlayerMissing();
   if (missing !== undefined) notes.push(`skipped: the kernels are not executed, since ${missing}`);
-  if ('reason' in found) return { name, question, seed, small, tables: [], checks: [], notes };
+  if ('reason' in found) return { tables: [], checks: [], notes };
   const costs = await measure(seed, small);
   notes.push(
     `Times are modelled, not measured; machines.ts and model.ts hold what they assume. nvcc ${costs.nvcc}.`,
@@ -93,10 +93,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   const tables = [resourceTable(costs), ...costs.plans.map(planTable)];
   if (costs.evaluation.length > 0) tables.push(evaluationTable(costs));
   return {
-    name,
-    question,
-    seed,
-    small,
     tables,
     checks: [...budgetChecks(costs, readBudgets()), ...targetChecks(costs)],
     notes,

@@ -8,9 +8,8 @@ import { backends, Planner } from '../../lib/index.js';
 import type { DeviceInfo, Effort, Evaluation, PlacementProblem, Plan } from '../../lib/types.js';
 import { random } from '../baselines/index.js';
 import {
-  type BenchResult,
   type Check,
-  DEFAULT_SEED,
+  type Findings,
   median,
   type RunOptions,
   type Table,
@@ -102,21 +101,20 @@ export interface Measured {
   evaluations: EvaluationRow[];
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const began = performance.now();
   const cuda = backends().find((backend) => backend.name === 'cuda')!;
   const openMs = performance.now() - began;
   const device = cuda.devices?.[0];
-  const result = { name, question, seed, small };
   if (device !== undefined && !isPlayed(device)) {
     const measured = { openMs, ...(await measure(small ? smallJob(seed) : wholeJob(seed))) };
-    return { ...result, ...figures(measured, device, small) };
+    return { ...figures(measured, device, small) };
   }
   const notes = [`No GPU here: ${cuda.reason ?? `${device?.name} is none`}. No time of a GPU is given.`];
   const missing = hostlayerMissing();
   if (missing !== undefined) {
     notes.push(`skipped: nothing is played on the CPU either, since ${missing}`);
-    return { ...result, tables: [], checks: [], notes };
+    return { tables: [], checks: [], notes };
   }
   notes.push(
     'The host execution layer played the GPU, on few layers: answers are compared, times mean nothing.',
@@ -124,7 +122,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   const measured: Omit<Measured, 'openMs'> = JSON.parse(
     await runOnHostlayer(__filename, small ? smallJob(seed) : playedJob(seed)),
   );
-  return { ...result, tables: [playedTable(measured)], checks: parityChecks(measured), notes };
+  return { tables: [playedTable(measured)], checks: parityChecks(measured), notes };
 }
 
 /** What a run on a GPU says. Exported for the tests, which have none. */
@@ -132,7 +130,7 @@ export function figures(
   measured: Measured,
   device: DeviceInfo,
   small: boolean,
-): Pick<BenchResult, 'tables' | 'checks' | 'notes'> {
+): Pick<Findings, 'tables' | 'checks' | 'notes'> {
   return {
     tables: [
       deviceTable(device, measured.openMs),

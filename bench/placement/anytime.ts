@@ -6,14 +6,7 @@
 import { planPlacement } from '../../lib/index.js';
 import type { Effort, PlacementProblem, PlanOptions } from '../../lib/types.js';
 import { annealLayer } from '../baselines/index.js';
-import {
-  type BenchResult,
-  DEFAULT_SEED,
-  percent,
-  type RunOptions,
-  type Table,
-  totalObjective,
-} from '../harness.js';
+import { type Findings, percent, type RunOptions, type Table, totalObjective } from '../harness.js';
 import { POPULARITIES, SHAPES, type ShapeName, SKEWED_TOPICS, workload } from '../workloads.js';
 
 export const name = 'anytime';
@@ -49,15 +42,11 @@ interface CaseResult {
   worstGap: number;
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const results: CaseResult[] = [];
   for (const each of small ? CASES.slice(1, 2) : CASES) results.push(await measureCase(each, small, seed));
   const worst = Math.max(...results.map((result) => result.worstGap));
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       ...results.map((result) => result.curve),
       {

@@ -6,15 +6,7 @@ import { planPlacement } from '../../lib/index.js';
 import type { PlacementProblem } from '../../lib/types.js';
 import { evaluateNaive } from '../../test/reference/naive.js';
 import { eplbGlobal } from '../baselines/index.js';
-import {
-  type BenchResult,
-  type Check,
-  DEFAULT_SEED,
-  percent,
-  type RunOptions,
-  SAME,
-  type Table,
-} from '../harness.js';
+import { type Check, type Findings, percent, type RunOptions, SAME, type Table } from '../harness.js';
 import { drift, firstLayers, SHAPES, type ShapeName, skewedWorkload } from '../workloads.js';
 
 export const name = 'drift';
@@ -41,7 +33,7 @@ interface Point {
   ratio: number;
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const tables: Table[] = [];
   const checks: Check[] = [];
   for (const { shape, nodes } of small ? CASES.slice(0, 1) : CASES) {
@@ -70,7 +62,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   const notes = [
     '"Moved" counts (expert, GPU) pairs that the old plan lacks, over all slots; moves are free in J here.',
   ];
-  return { name, question, seed, small, tables, checks, notes };
+  return { tables, checks, notes };
 }
 
 async function measure(

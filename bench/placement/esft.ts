@@ -6,7 +6,7 @@ import { planPlacement } from '../../lib/index.js';
 import type { PlacementProblem } from '../../lib/types.js';
 import { balanceOf, evaluateNaive } from '../../test/reference/naive.js';
 import { eplbGlobal, eplbHierarchical, topologyAwareSwap } from '../baselines/index.js';
-import { type BenchResult, type Check, DEFAULT_SEED, mean, type RunOptions, type Table } from '../harness.js';
+import { type Check, type Findings, mean, type RunOptions, type Table } from '../harness.js';
 import { esftProblem, firstLayers } from '../workloads.js';
 
 export const name = 'esft';
@@ -32,7 +32,7 @@ interface Point {
   cost: number;
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const tables: Table[] = [];
   const checks: Check[] = [];
   const notes: string[] = [];
@@ -53,7 +53,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     // The targets are for all 26 layers; a small run has too few to compare.
     if (!small) checks.push(checkOf(setting, curve));
   }
-  return { name, question, seed, small, tables, checks, notes };
+  return { tables, checks, notes };
 }
 
 function pointOf(problem: PlacementProblem, placement: Int32Array): Point {

@@ -4,7 +4,7 @@ import type { Effort, Plan } from '../../lib/types.js';
 import { solveExact } from '../../test/reference/milp.js';
 import { evaluateNaive } from '../../test/reference/naive.js';
 import { annealLayer, eplbGlobal } from '../baselines/index.js';
-import { type BenchResult, type Check, DEFAULT_SEED, type RunOptions, SAME } from '../harness.js';
+import { type Check, type Findings, type RunOptions, SAME } from '../harness.js';
 import { flashLbProblem } from '../workloads.js';
 
 export const name = 'flashlb';
@@ -17,7 +17,7 @@ const ANNEALER_HOT = 0.1;
 const ANNEALER_STEPS = 100_000;
 const EFFORTS: Effort[] = ['fast', 'balanced', 'thorough'];
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ seed }: RunOptions): Promise<Findings> {
   const problem = flashLbProblem();
   const maxOf = (placement: Int32Array): number => evaluateNaive(problem, placement)[0]!.loadMax;
   const plans = new Map<Effort, Plan>();
@@ -48,5 +48,5 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     columns: ['planner', 'maximum'],
     rows,
   };
-  return { name, question, seed, small, tables: [table], checks, notes: [] };
+  return { tables: [table], checks, notes: [] };
 }

@@ -10,9 +10,8 @@ import { evaluatePlacements, Planner } from '../../lib/index.js';
 import type { Effort, PlacementProblem } from '../../lib/types.js';
 import { eplbGlobal, random } from '../baselines/index.js';
 import {
-  type BenchResult,
   type Check,
-  DEFAULT_SEED,
+  type Findings,
   median,
   type RunOptions,
   type Table,
@@ -42,7 +41,7 @@ interface Timing {
   objective: number;
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const tables: Table[] = [];
   const checks: Check[] = [];
   for (const { shape, nodes, fastLimitMs } of small ? CASES.slice(0, 1) : CASES) {
@@ -64,7 +63,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     'Times are from call to result in JavaScript, on a planner that keeps its buffers, after two calls to warm up.',
     'Peak memory is the growth of the resident set of a child process over one plan, its input not counted.',
   ];
-  return { name, question, seed, small, tables, checks, notes };
+  return { tables, checks, notes };
 }
 
 function problemOf(shape: ShapeName, nodes: number, small: boolean, seed: number): PlacementProblem {

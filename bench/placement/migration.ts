@@ -6,15 +6,7 @@ import { GimbalError, type MigrationSchedule, planPlacement, scheduleMigration }
 import type { PlacementProblem } from '../../lib/types.js';
 import { replay } from '../../test/reference/replay.js';
 import { eplbGlobal } from '../baselines/index.js';
-import {
-  type BenchResult,
-  type Check,
-  DEFAULT_SEED,
-  mean,
-  percent,
-  type RunOptions,
-  type Table,
-} from '../harness.js';
+import { type Check, type Findings, mean, percent, type RunOptions, type Table } from '../harness.js';
 import { drift, firstLayers, SHAPES, type ShapeName, skewedWorkload } from '../workloads.js';
 
 export const name = 'migration';
@@ -49,7 +41,7 @@ interface Measured {
   elapsedMs: number;
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const tables: Table[] = [];
   const checks: Check[] = [];
   for (const { shape, nodes } of small ? CASES.slice(1, 2) : CASES) {
@@ -66,7 +58,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     'Senders: the most and the mean that a GPU sends. Peak: staging slots in use at once on the fullest GPU. Time: the whole call.',
     'A limit on staging is a limit: fewer slots are used where more save no round.',
   ];
-  return { name, question, seed, small, tables, checks, notes };
+  return { tables, checks, notes };
 }
 
 async function replans(before: PlacementProblem, seed: number): Promise<Replan[]> {

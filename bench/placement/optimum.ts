@@ -6,9 +6,8 @@
 import { planPlacement } from '../../lib/index.js';
 import { solveExact } from '../../test/reference/milp.js';
 import {
-  type BenchResult,
   type Check,
-  DEFAULT_SEED,
+  type Findings,
   mean,
   percent,
   type RunOptions,
@@ -38,16 +37,12 @@ interface Row {
   leastForced: number;
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const rows: Row[] = [];
   for (let i = 0; i < (small ? SMALL_INSTANCES : INSTANCES); i += 1) rows.push(await measure(seed + i, seed));
   const gaps = rows.map((row) => row.gap);
   const worst = [...rows].sort((a, b) => b.gap - a.gap);
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       {
         title: `all ${rows.length} instances`,

@@ -4,7 +4,7 @@
  */
 import { Planner } from '../../lib/index.js';
 import type { PlacementProblem } from '../../lib/types.js';
-import { type BenchResult, DEFAULT_SEED, median, type RunOptions, type Table } from '../harness.js';
+import { type Findings, median, type RunOptions, type Table } from '../harness.js';
 import { POPULARITIES, SHAPES, type Shape, SKEWED_TOPICS, workload } from '../workloads.js';
 
 export const name = 'scaling';
@@ -33,7 +33,7 @@ const FITTED_FROM_MS = 1;
 const LAYER_EXPONENT_LIMIT = 1.05;
 const SPREAD_EXPONENT_LIMIT = 1.15;
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const planner = new Planner();
   const time = async (shape: Shape): Promise<number> =>
     medianMs(planner, problemOf(shape, seed), small ? 1 : RUNS, seed);
@@ -52,10 +52,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   const layerExponent = exponent(byLayers);
   const spreadExponent = exponent(bySpread);
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       tableOf('layers, 256 experts in 288 slots on 32 GPUs', ['layers'], 'layer', byLayers),
       tableOf(

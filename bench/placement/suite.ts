@@ -6,9 +6,8 @@ import { planPlacement } from '../../lib/index.js';
 import type { PlacementProblem } from '../../lib/types.js';
 import { contiguous, eplbGlobal, eplbHierarchical, random, topologyAwareSwap } from '../baselines/index.js';
 import {
-  type BenchResult,
   type Check,
-  DEFAULT_SEED,
+  type Findings,
   layerObjectives,
   percent,
   type RunOptions,
@@ -33,7 +32,7 @@ interface Row {
   baselines: number[][];
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const instances = suite(seed).filter((_, i) => !small || i % SMALL_EVERY === 0);
   const rows: Row[] = [];
   const balance: Row[] = [];
@@ -46,10 +45,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
       balance.push(await measure(instance, { ...problem, weights: BALANCE_ONLY }, seed));
   }
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [objectiveTable(rows), balanceTable(balance)],
     checks: [...objectiveChecks(rows), ...balanceChecks(balance)],
     notes: ['J is summed over the layers, in ms; every figure comes from the reference evaluation.'],

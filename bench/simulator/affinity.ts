@@ -16,7 +16,7 @@ import type {
   SimulatedRequest,
 } from '../../lib/simulator/types.js';
 import { topology } from '../../lib/topology.js';
-import { type BenchResult, DEFAULT_SEED, type RunOptions } from '../harness.js';
+import type { Findings, RunOptions } from '../harness.js';
 import { inWords } from './in-words.js';
 import { topicTokens } from './rivals.js';
 
@@ -74,17 +74,13 @@ const CELLS: Cell[] = [
 const model = findServedModel('Qwen3-30B-A3B');
 const hardware = findServingHardware('H100');
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const cells = small ? CELLS.slice(2, 3) : CELLS;
   const planner = new Planner();
   try {
     const rows: (string | number)[][] = [];
     for (const cell of cells) rows.push(...(await compared(cell, small, seed, planner)));
     return {
-      name,
-      question,
-      seed,
-      small,
       tables: [
         {
           title: `Change against neither, ± 95 % over ${small ? 2 : SEEDS} seeds, of the same traffic for each`,

@@ -8,7 +8,7 @@ import { simulate } from '../../lib/simulator/simulate.js';
 import { atRate } from '../../lib/simulator/traces.js';
 import type { SimulatedRequest, SimulationOptions } from '../../lib/simulator/types.js';
 import { azureTrace, mooncakeTrace, type Trace } from '../dispatch/traces.js';
-import { type BenchResult, DEFAULT_SEED, percent, type RunOptions, rounded } from '../harness.js';
+import { type Findings, percent, type RunOptions, rounded } from '../harness.js';
 import { inWords } from './in-words.js';
 import { sustainedRate } from './saturation.js';
 
@@ -49,14 +49,10 @@ const REARRANGEMENT = { everySteps: 3000, windowSteps: 1000, firstStep: 300 };
 /** A model of 8 GPUs or more sends each token once to each GPU. */
 const ENGINE = { allToAll: 'a2a-dedup', maxNumSeqs: 256 } as const;
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const found = [azureTrace(), mooncakeTrace()];
   if (found.every((trace) => trace === undefined)) {
     return {
-      name,
-      question,
-      seed,
-      small,
       tables: [],
       checks: [],
       notes: ['skipped: no recorded traffic is at hand.'],
@@ -71,10 +67,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     }
   }
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       {
         title: `at ${LOAD} of vLLM's saturation: ms, and change against vLLM`,

@@ -17,9 +17,8 @@ import type {
   SimulationResult,
 } from '../../lib/simulator/types.js';
 import {
-  type BenchResult,
   type Check,
-  DEFAULT_SEED,
+  type Findings,
   mean,
   percent,
   type RunOptions,
@@ -158,7 +157,7 @@ const TRADED = { cluster: 0, scenario: 'drift' } as const;
 /** By variant and seed. */
 type Runs = Map<string, SimulationResult[]>;
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const seeds = small ? 2 : 3;
   const tables: Table[] = [];
   const checks: Check[] = [];
@@ -178,10 +177,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     if (!small) checks.push(...checksOf(cluster, [...all.values()]));
   }
   return {
-    name,
-    question,
-    seed,
-    small,
     tables,
     checks,
     notes: [

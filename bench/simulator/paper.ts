@@ -8,7 +8,7 @@ import { findServedModel, findServingHardware } from '../../lib/simulator/hardwa
 import { type LengthShape, lengthShapes, syntheticTrace } from '../../lib/simulator/shapes.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import type { SimulatedRequest, SimulationOptions, SimulationResult } from '../../lib/simulator/types.js';
-import { type BenchResult, DEFAULT_SEED, mean, percent, type RunOptions, type Table } from '../harness.js';
+import { type Findings, mean, percent, type RunOptions, type Table } from '../harness.js';
 import { inWords } from './in-words.js';
 import { ABLATION, paperRivals, type Variant, withTopics } from './rivals.js';
 import { sustainedRate } from './saturation.js';
@@ -66,7 +66,7 @@ interface Cell {
   runs: FinishedRun[];
 }
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const requests = small ? 200 : REQUESTS;
   const seeds = small ? 2 : SEEDS;
   const cells: Cell[] = [];
@@ -90,10 +90,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     if (small) break;
   }
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [besideThePaper(cells), ...summaries(cells), detail(cells)],
     checks: [],
     notes: [

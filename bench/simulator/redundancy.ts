@@ -4,7 +4,7 @@
  * recipes take.
  */
 import { adviseRedundancy, type RedundancyAdvice, type RedundancyOptions } from '../../lib/index.js';
-import { type BenchResult, type Check, DEFAULT_SEED, mean, percent, type RunOptions } from '../harness.js';
+import { type Check, type Findings, mean, percent, type RunOptions } from '../harness.js';
 
 export const name = 'redundancy';
 export const question = 'is the advised number of redundant experts the best of those simulated?';
@@ -80,7 +80,7 @@ const SMALL: Case = {
   traffic: { inputTokens: 128, outputTokens: 24, concurrency: 64 },
 };
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const cases = small ? [SMALL] : CASES;
   const rows: (string | number)[][] = [];
   const losses = new Map<string, number[]>(['advice', ...Object.keys(RULES)].map((rule) => [rule, []]));
@@ -108,10 +108,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   }
   const ruleRows = [...losses].map(([rule, own]) => [rule, percent(mean(own)), percent(Math.max(...own))]);
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       {
         title: 'output tokens a second, predicted and simulated; → advised, * best simulated',

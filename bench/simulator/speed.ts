@@ -6,7 +6,7 @@
 import { syntheticTrace } from '../../lib/simulator/shapes.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import type { SimulationOptions } from '../../lib/simulator/types.js';
-import { type BenchResult, type Check, DEFAULT_SEED, type RunOptions } from '../harness.js';
+import type { Check, Findings, RunOptions } from '../harness.js';
 
 export const name = 'simulator-speed';
 export const question = 'how much faster than real time are simulations, and what memory do long ones take?';
@@ -54,7 +54,7 @@ const CASES: Case[] = [
 const MEMORY_GIB = 4;
 const MANY_REQUESTS = 1_000_000;
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const rows: (string | number)[][] = [];
   const checks: Check[] = [];
   for (const { name: title, target, requests, rate, options } of CASES) {
@@ -88,10 +88,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     kind: 'time',
   });
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       {
         title: 'simulated time against the processor’s',

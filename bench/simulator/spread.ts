@@ -6,7 +6,7 @@ import { compareRuns, type FinishedRun } from '../../lib/simulator/compare.js';
 import { syntheticTrace } from '../../lib/simulator/shapes.js';
 import { simulate } from '../../lib/simulator/simulate.js';
 import type { SimulatedRouting, SimulationOptions, SimulationResult } from '../../lib/simulator/types.js';
-import { type BenchResult, DEFAULT_SEED, mean, type RunOptions } from '../harness.js';
+import { type Findings, mean, type RunOptions } from '../harness.js';
 import { inWords } from './in-words.js';
 
 export const name = 'simulator-spread';
@@ -41,7 +41,7 @@ const CLUSTERS: Cluster[] = [
 /** Runs are short, and plans come early. */
 const REARRANGEMENT = { firstStep: 100, everySteps: 400, windowSteps: 200 };
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const rows: (string | number)[][] = [];
   const seeds = Array.from({ length: small ? 1 : SEEDS }, (_, n) => seed + n);
   for (const cluster of small ? CLUSTERS.slice(0, 1) : CLUSTERS) {
@@ -56,10 +56,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     }
   }
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       {
         title:

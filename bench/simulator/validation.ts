@@ -7,9 +7,8 @@ import { simulate } from '../../lib/simulator/simulate.js';
 import { kolmogorovSmirnov } from '../../lib/simulator/summary.js';
 import { readProfileTables } from '../../lib/simulator/tables.js';
 import {
-  type BenchResult,
   type Check,
-  DEFAULT_SEED,
+  type Findings,
   mean,
   percent,
   type RunOptions,
@@ -28,7 +27,7 @@ const WITHIN = { 'TTFT mean': 0.1, 'TTFT p99': 0.1, 'TPOT mean': 0.02, 'E2E mean
 const A100_TPOT_MS: Record<number, number> = { 128: 9.6, 1024: 9.8, 2048: 9.9, 4096: 10.3, 8192: 10.6 };
 const A100_WITHIN = 0.08;
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const measured = measuredRun();
   const notes: string[] = [];
   const tables: Table[] = [];
@@ -36,7 +35,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
   const checks: Check[] = [];
   if (measured === undefined || !hasProfiles()) {
     notes.push('skipped in part: the measured run and the profiles are not at hand.');
-    return { name, question, seed, small, tables: [sglang], checks, notes };
+    return { tables: [sglang], checks, notes };
   }
   const run = await measuredCluster(measured, small ? 60 : measured.trace.length, seed);
   tables.push(run.table);
@@ -48,7 +47,7 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     'Measured: vLLM 0.19, DP=2, EP=2, 300 requests; times of arrival are put on the engine’s clock by the least difference that any request has between arrival and queue.',
     'The simulator gets arrivals, lengths, engine settings and profiled kernels; links are those published for the machine.',
   );
-  return { name, question, seed, small, tables, checks, notes };
+  return { tables, checks, notes };
 }
 
 async function measuredCluster(measured: MeasuredRun, count: number, seed: number) {

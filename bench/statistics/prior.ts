@@ -4,7 +4,7 @@
  * and what it would send in the long run.
  */
 import { RoutingStatistics } from '../../lib/index.js';
-import { type BenchResult, type Check, DEFAULT_SEED, mean, percent, type RunOptions } from '../harness.js';
+import { type Check, type Findings, mean, percent, type RunOptions } from '../harness.js';
 import { Random } from '../random.js';
 
 export const name = 'statistics-prior';
@@ -27,7 +27,7 @@ const MOST_REGRET = 0.1;
 
 type Shape = (typeof SHAPES)[number];
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const rounds = small ? 2 : 24;
   const shapes = small ? SHAPES.slice(0, 1) : SHAPES;
   const rows = shapes.flatMap((shape) =>
@@ -39,10 +39,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     ),
   );
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       {
         title: 'error of the thin source’s row by priorTokens / experts',

@@ -3,7 +3,7 @@
  * from a skewed popularity, sources by turns; and the way from vLLM's base64 to the choices.
  */
 import { RoutingStatistics, readRoutedExperts } from '../../lib/index.js';
-import { type BenchResult, type Check, DEFAULT_SEED, median, type RunOptions } from '../harness.js';
+import { type Check, type Findings, median, type RunOptions } from '../harness.js';
 import { Random } from '../random.js';
 
 export const name = 'statistics-speed';
@@ -26,7 +26,7 @@ const CALL = 512;
 /** Different calls, so that branches and caches see no short cycle. */
 const CALLS = 8;
 
-export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<BenchResult> {
+export async function run({ small, seed }: RunOptions): Promise<Findings> {
   const rounds = small ? 2 : 40;
   const counting: (string | number)[][] = [];
   const answers: (string | number)[][] = [];
@@ -56,10 +56,6 @@ export async function run({ small, seed = DEFAULT_SEED }: RunOptions): Promise<B
     }
   }
   return {
-    name,
-    question,
-    seed,
-    small,
     tables: [
       { title: 'million hits a second', columns: ['shape', 'window', 'uint8', 'uint16'], rows: counting },
       {

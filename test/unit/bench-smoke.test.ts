@@ -12,6 +12,7 @@ import {
   formatTable,
   machine,
   median,
+  runBench,
   writeJson,
 } from '../../bench/harness.js';
 
@@ -20,7 +21,7 @@ describe('benches, small', () => {
     '%s',
     { timeout: 300_000 },
     async (_, bench) => {
-      const result = await bench.run({ small: true });
+      const result = await runBench(bench, { small: true });
       const text = formatResult(result);
       expect(result.name).toBe(bench.name);
       if (result.tables.length === 0) expect(result.notes.join(), text).toContain('skipped');

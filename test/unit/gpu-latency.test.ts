@@ -1,6 +1,8 @@
 /** What the bench of GPU latency says of a run on a GPU, from a run that is made up; and that it says no time without one. */
 import { describe, expect, it } from 'vitest';
-import { figures, type Measured, run } from '../../bench/gpu/latency.js';
+import * as latency from '../../bench/gpu/latency.js';
+import { figures, type Measured } from '../../bench/gpu/latency.js';
+import { runBench } from '../../bench/harness.js';
 import { SHAPES } from '../../bench/workloads.js';
 import { backends } from '../../lib/index.js';
 import type { DeviceInfo } from '../../lib/types.js';
@@ -91,7 +93,7 @@ describe('gpu-latency on a GPU', () => {
 });
 
 it.skipIf(backends()[1]!.available)('without a GPU no time is given', { timeout: 120_000 }, async () => {
-  const { tables, notes } = await run({ small: true });
+  const { tables, notes } = await runBench(latency, { small: true });
   expect(notes.join('\n')).toMatch(/No GPU here: .+ No time of a GPU is given/);
   for (const { title, columns } of tables) {
     expect(title).toContain('played by the CPU');

@@ -14,7 +14,7 @@ import {
   parsePtxas,
   ptxFile,
 } from '../../bench/gpu/toolchain.js';
-import { formatResult } from '../../bench/harness.js';
+import { formatResult, runBench } from '../../bench/harness.js';
 
 const nvcc = findNvcc();
 const sm90 = ARCHITECTURES.find(({ name }) => name === 'sm_90')!;
@@ -22,7 +22,7 @@ const h100 = DEVICES.find(({ name }) => name.startsWith('H100'))!;
 
 describe.skipIf('reason' in nvcc)('the kernels, by the compiler', () => {
   it('cost no more than their budget on any architecture', { timeout: 600_000 }, async () => {
-    const result = await kernels.run({ small: false });
+    const result = await runBench(kernels);
     const text = formatResult(result);
     expect(
       result.checks.filter(({ pass }) => !pass),
